@@ -1,0 +1,43 @@
+"""lorantk: tangent kernels and Fisher information of full fine-tuning and of LoRA.
+
+The companion package of the book that checks "Does Low Rank Adaptation Lead to Lower Robustness against
+Training-Time Attacks?" (Liang et al., ICML 2025). Every public name is importable from here.
+"""
+
+from .claims import Claim, Evidence
+from .fisher import fisher_spectrum, fisher_trace
+from .kernels import lora_ntk_sweep, ntk
+from .layers import LayerFactors
+from .limits import infinite_width_ntk
+from .lora import Adapter, LoRA, attach, read_peft
+from .networks import mlp
+from .spectra import (
+    delta_matrix,
+    information_bits,
+    is_negative_semidefinite,
+    marchenko_pastur_edges,
+    nsd_variance_bound,
+    renyi_entropy,
+)
+
+__all__ = [
+    "Adapter",
+    "Claim",
+    "Evidence",
+    "LayerFactors",
+    "LoRA",
+    "attach",
+    "delta_matrix",
+    "fisher_spectrum",
+    "fisher_trace",
+    "information_bits",
+    "infinite_width_ntk",
+    "is_negative_semidefinite",
+    "lora_ntk_sweep",
+    "marchenko_pastur_edges",
+    "mlp",
+    "nsd_variance_bound",
+    "ntk",
+    "read_peft",
+    "renyi_entropy",
+]

@@ -1,0 +1,231 @@
+"""From numbers to verdicts: a claim is a statement's id, the evidence for and against it, and what follows.
+
+A piece of evidence is a measured number and the interval in which a reading of the statement puts it. A claim holds
+several readings apart: the statement as *printed*; the same conclusion under an *amended* condition; a *corrected*
+conclusion. The verdict is computed:
+
+- every printed check passes: "holds" (for a definition: "definition");
+- one fails, and there are amended checks and all pass: "holds with an amended condition";
+- one fails otherwise: "fails as printed".
+
+``python -m lorantk.claims`` prints the table in a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .results import results_directory, write_atomically
+from .validation import check_choice
+
+STATEMENTS: dict[str, str] = {
+    "eq-1": "LoRA adds a scaled product of two thin matrices to a frozen weight",
+    "eq-2": "The tangent kernel is the inner product of output gradients",
+    "ntk-limit": "At infinite width the tangent kernel of full fine-tuning is deterministic",
+    "ntk-limit-lora": "At infinite width the tangent kernel of LoRA is deterministic",
+    "ntk-constant": "At infinite width the tangent kernel stays constant while full fine-tuning trains",
+    "eq-8": "The infinite-width kernel obeys a recursion over layers",
+    "eq-9": "Sigma is the Gaussian expectation of products of activations",
+    "lem-lora-ntk": "LoRA's kernel is the recursion with A between the activations",
+    "thm-relation": "LoRA's kernel is full fine-tuning's plus Delta_r",
+    "thm-nsd": "M is negative semi-definite when sigma_a^2 < 1/n and r <= n",
+    "cor-ideal": "At r = n and sigma_a^2 = 1/n the matrix M converges to 0",
+    "premise": "Under PEFT's defaults the premise of the theorems is met",
+}
+"""Every statement that must carry a claim: id and one line in our own words, in the order of the poster."""
+
+ROLES = ("printed", "amended", "corrected")
+VERDICTS = {
+    "holds": "holds",
+    "definition": "definition",
+    "holds with an amended condition": "amended",
+    "fails as printed": "fails",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One measured number against the interval [low, high] where a reading of the statement puts it.
+
+    Parameters
+    ----------
+    name : str
+        What was measured, readable in a table.
+    value, low, high : float
+        The check passes when low <= value <= high; NaN never passes. An open end is an infinity.
+    route : str
+        How it was computed, e.g. "autodiff Jacobian" or "Monte Carlo, 400 draws".
+    role : {"printed", "amended", "corrected"}
+        Which reading of the statement makes the prediction.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    route: str
+    role: str = "printed"
+
+    def __post_init__(self) -> None:
+        check_choice("role", self.role, ROLES)
+        for field in ("value", "low", "high"):
+            object.__setattr__(self, field, float(getattr(self, field)))
+        if not self.low <= self.high:
+            raise ValueError(f"low must be at most high; got {self.low} and {self.high} for {self.name!r}")
+
+    @property
+    def passes(self) -> bool:
+        return self.low <= self.value <= self.high
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement's evidence and the verdict that it leads to.
+
+    Parameters
+    ----------
+    id : str
+        A key of `STATEMENTS`.
+    evidence : sequence of Evidence
+        At least one printed check, and two different routes.
+    decisive : str
+        Name of the piece of evidence that the claims table shows.
+    figure : str, optional
+        Name of the figure that shows it.
+    definition : bool
+        The item defines something; its checks certify that the code computes what is defined.
+
+    Raises
+    ------
+    ValueError
+        On an unknown id or decisive name, no printed check, fewer than two routes, or amended or corrected checks
+        that fail: a correction that does not survive its own check is not one.
+    """
+
+    id: str
+    evidence: Sequence[Evidence]
+    decisive: str
+    figure: str | None = None
+    definition: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("id", self.id, STATEMENTS)
+        object.__setattr__(self, "evidence", tuple(self.evidence))
+        if not any(e.role == "printed" for e in self.evidence):
+            raise ValueError(f"evidence of {self.id!r} must hold a check of the statement as printed")
+        routes = {e.route for e in self.evidence}
+        if len(routes) < 2:
+            raise ValueError(f"evidence of {self.id!r} must come by two routes; got {sorted(routes)}")
+        check_choice("decisive", self.decisive, [e.name for e in self.evidence])
+        failed = [e for e in self.evidence if e.role != "printed" and not e.passes]
+        if failed or (self.definition and self.verdict != "definition"):
+            failed = failed or [e for e in self.evidence if not e.passes]
+            lines = "; ".join(f"{e.name} = {e.value:.6g}, not in [{e.low:.6g}, {e.high:.6g}]" for e in failed)
+            raise ValueError(f"evidence of {self.id!r} contradicts our own reading of it: {lines}")
+
+    @property
+    def verdict(self) -> str:
+        if all(e.passes for e in self.evidence if e.role == "printed"):
+            return "definition" if self.definition else "holds"
+        amended = [e for e in self.evidence if e.role == "amended"]
+        return "holds with an amended condition" if amended else "fails as printed"
+
+    def save(self) -> Claim:
+        """Write the claim as JSON to the results directory (see `results_directory`) and return it for display."""
+        record = asdict(self) | {
+            "statement": STATEMENTS[self.id],
+            "verdict": self.verdict,
+            "chapter": os.environ.get("LORANTK_CHAPTER"),
+            "proof": self.id,
+        }
+        for entry, evidence in zip(record["evidence"], self.evidence, strict=True):
+            entry["passes"] = evidence.passes
+        write_atomically(results_directory("claims") / f"{self.id}.json", json.dumps(record, indent=1) + "\n")
+        return self
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{e.name}</td><td>{_number(e.value)}</td><td>{_interval(e.low, e.high)}</td>"
+            f"<td>{'yes' if e.passes else 'no'}</td><td>{e.role}</td><td>{e.route}</td></tr>"
+            for e in self.evidence
+        )
+        heads = "".join(
+            f"<th>{h}</th>" for h in ("measured", "value", "predicted", "met", "reading", "route")
+        )
+        return (
+            f'<div class="claim" id="claim-{self.id}"><p><strong>{self.id}</strong>: {_badge(self.verdict)}</p>'
+            f'<div class="claim-table" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div></div>"
+        )
+
+
+def load_claims(directory: Path) -> list[dict[str, Any]]:
+    """Claims saved in `directory` as dictionaries, in the order of `STATEMENTS`."""
+    records = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
+    return [records[id] for id in STATEMENTS if id in records]
+
+
+def missing_claims(directory: Path) -> list[str]:
+    """Ids of `STATEMENTS` without a claim in `directory`."""
+    return [id for id in STATEMENTS if not (directory / f"{id}.json").exists()]
+
+
+def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
+    """The claims table as markdown; links to chapters start with `link_prefix` and end in .html."""
+    lines = ["| id | statement | verdict | decisive number | proof | figure |", "|---|---|---|---|---|---|"]
+    for record in load_claims(claims_dir):
+        page = f"{link_prefix}{record['chapter']}.html"
+        figure = f"[figure]({page}#fig-{record['figure']})" if record["figure"] else ""
+        cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record),
+                 f"[proof]({page}#{record['proof']})", figure]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_summary(claims_dir: Path) -> str:
+    """One markdown line: how many statements ended in which verdict."""
+    verdicts = [record["verdict"] for record in load_claims(claims_dir)]
+    counts = [f"{verdicts.count(v)} {_badge(v)}" for v in VERDICTS if v in verdicts]
+    return f"Of {len(verdicts)} statements checked so far: {', '.join(counts)}.\n"
+
+
+def _badge(verdict: str) -> str:
+    return f'<span class="verdict verdict-{VERDICTS[verdict]}">{verdict}</span>'
+
+
+def _decisive(record: dict[str, Any]) -> str:
+    evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
+    return f"{evidence['name']}: {_number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _interval(low: float, high: float) -> str:
+    if low == float("-inf"):
+        return f"at most {_number(high)}"
+    if high == float("inf"):
+        return f"at least {_number(low)}"
+    return f"{_number(low)} to {_number(high)}"
+
+
+def main(directory: Path) -> None:
+    """Print the claims saved in `directory` as a table in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "verdict", "decisive number", "chapter", title="Claims, as computed")
+    for record in load_claims(directory):
+        table.add_row(record["id"], record["verdict"], _decisive(record), record["chapter"])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("tests/reference/claims"))

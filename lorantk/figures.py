@@ -1,0 +1,171 @@
+"""One style for every figure, and one way to save it: SVG (light and dark), PNG, the plotted numbers, provenance.
+
+Importing this module sets matplotlib's style. The same thing has the same colour everywhere: `COLORS`.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .results import results_directory, write_atomically
+
+INK, INK_DARK = "#20242a", "#e8e6e3"
+GRID, GRID_DARK = "#d8dade", "#43474e"
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = (
+    matplotlib.colors.to_hex(c) for c in sns.color_palette("colorblind")[:5]
+)
+COLORS = {"full": _BLUE, "lora": _ORANGE, "bound": _RED, "other": _GREEN, "third": _PURPLE, "theory": INK}
+"""Colour by meaning: full fine-tuning, LoRA, a bound or edge, further series, a theoretical curve."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""Markers in the order of series, so that a figure reads in greyscale."""
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-12}
+"""Declared agreement of a recorded column across machines, unless `save` is told otherwise (float64 results)."""
+
+matplotlib.rcParams.update(
+    {
+        "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK,
+        "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110,
+        "figure.figsize": (7.2, 3.6), "figure.constrained_layout.use": True, "font.size": 11.0,
+        "axes.titlesize": 11.5, "axes.labelsize": 11.0, "lines.linewidth": 1.8, "lines.markersize": 5.5,
+        "svg.fonttype": "path", "axes.prop_cycle": matplotlib.cycler(color=sns.color_palette("colorblind")),
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """What `save` leaves behind; shows itself on a page with its caption and a link to its numbers."""
+
+    name: str
+    alt: str
+    caption: str
+    directory: Path
+
+    def _repr_html_(self) -> str:
+        base = f"{self.directory.as_posix()}/{self.name}"
+        alt = html.escape(self.alt, quote=True)
+        return (
+            f'<figure id="fig-{self.name}" class="lorantk-figure">'
+            f'<img class="only-light" src="{base}.svg" alt="{alt}">'
+            f'<img class="only-dark" hidden src="{base}-dark.svg" alt="{alt}">'
+            f'<figcaption><span class="mathjax_process">{self.caption}</span> '
+            f'<a href="{base}.csv" download>Numbers (CSV)</a>, <a href="{base}.png" download>PNG</a>.</figcaption>'
+            "</figure>"
+        )
+
+
+def save(
+    fig: Figure,
+    name: str,
+    data: pd.DataFrame | Mapping[str, Sequence[float]],
+    alt: str,
+    caption: str = "",
+    tolerance: Mapping[str, Mapping[str, float]] | None = None,
+) -> SavedFigure:
+    """Write a figure and everything a reader needs to check it, then close it.
+
+    Parameters
+    ----------
+    fig : matplotlib Figure
+    name : str
+        File stem, lower case with hyphens; also the anchor ``fig-<name>`` on the page.
+    data : DataFrame or mapping of columns
+        The plotted numbers. Floats are recorded to 7 significant digits; magnitudes below a column's atol as 0.
+    alt : str
+        What the picture shows, for a reader who does not see it.
+    caption : str
+        What to see; may hold TeX in ``\\( \\)``.
+    tolerance : mapping of column to {"rtol", "atol"}, optional
+        Declared agreement across machines where it is not `TOLERANCE`.
+
+    Returns
+    -------
+    SavedFigure
+
+    Raises
+    ------
+    ValueError
+        If `alt` is empty, `data` has no rows, a tolerance names no column, or the name is not a plain stem.
+    """
+    frame = pd.DataFrame(data)
+    if not alt.strip():
+        raise ValueError(f"alt must say what figure {name!r} shows; got an empty text")
+    if frame.empty:
+        raise ValueError(f"data of figure {name!r} must hold the plotted numbers; got no rows")
+    if not name.replace("-", "").isalnum() or name != name.lower():
+        raise ValueError(f"name must be lower-case letters, digits and hyphens; got {name!r}")
+    unknown = set(tolerance or {}) - set(frame.columns)
+    if unknown:
+        raise ValueError(f"tolerance must name columns among {list(frame.columns)}; got {sorted(unknown)}")
+    columns = {column: {**TOLERANCE, **(tolerance or {}).get(column, {})} for column in frame.columns}
+    for column in frame.select_dtypes("float"):
+        frame[column] = frame[column].where(frame[column].abs() >= columns[column]["atol"], 0.0)
+
+    directory = results_directory("figures")
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        svg, png = io.StringIO(), io.BytesIO()
+        fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    plt.close(fig)
+    light = svg.getvalue()
+    record = {
+        "name": name,
+        "alt": alt,
+        "caption": caption,
+        "columns": columns,
+        "parameters": json.loads(os.environ.get("LORANTK_PARAMETERS", "{}")),
+        "versions": {package: version(package) for package in ("lorantk", "torch", "numpy", "matplotlib")},
+        "revision": _revision(),
+    }
+    for suffix, content in {
+        ".svg": light,
+        "-dark.svg": light.replace(INK, INK_DARK).replace(GRID, GRID_DARK),
+        ".png": png.getvalue(),
+        ".csv": frame.to_csv(index=False, float_format="%.7g", lineterminator="\n"),
+        ".json": json.dumps(record, indent=1) + "\n",
+    }.items():
+        write_atomically(directory / f"{name}{suffix}", content)
+    return SavedFigure(name, alt, caption, directory)
+
+
+def rate_line(ax: Axes, x: Sequence[float], y: Sequence[float], rate: float, label: str) -> None:
+    """Dashed guide of slope `rate` through the last point of a log-log curve."""
+    x_values = np.asarray(x, dtype=float)
+    ax.plot(x_values, y[-1] * (x_values / x_values[-1]) ** rate, "--", color=INK, lw=1.2, label=label)
+
+
+def log_axes(ax: Axes, xlabel: str, ylabel: str, ticks: Sequence[float] | None = None) -> None:
+    """Logarithmic axes with labels; `ticks` writes the values of x that were run as plain numbers."""
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    if ticks is not None:
+        ax.set_xticks(list(ticks), [f"{t:g}" for t in ticks])
+        ax.minorticks_off()
+
+
+def _revision() -> str:
+    """Git revision of the source tree, or "unknown" outside one."""
+    command: list[Any] = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

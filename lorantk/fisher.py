@@ -1,0 +1,154 @@
+"""Fisher information through the tangent kernel: no parameter-sized matrix is ever formed.
+
+The empirical Fisher I = (1/N) sum_i grad L_i grad L_i^T over N labelled inputs has the gradient of the loss
+grad L_i = J(x_i)^T d_i with d_i = dL/dF. So tr I = (1/N) sum_i d_i^T K(x_i, x_i) d_i, and the nonzero eigenvalues of
+I are those of the N x N Gram matrix (1/N) d_i^T K(x_i, x_j) d_j: at every width, with no limit taken.
+
+Statement ``thm-fisher``. Source: Jacot et al. (2018) for K; Kunstner et al. (2019) on empirical against true Fisher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .kernels import ntk
+from .layers import check_outputs
+from .lora import Adapter, LoRA, adapted
+from .spectra import nonzero
+from .validation import check_choice, check_same_kind, check_tensor
+
+
+def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> Tensor:
+    """d = dL/dF for each input: softmax(F) - onehot(y) for "cross_entropy", F - y for "squared_error" (|F - y|^2 / 2).
+
+    Parameters
+    ----------
+    outputs : Tensor (n, C)
+    y : Tensor
+        (n,) int64 class indices for "cross_entropy"; (n, C) in the dtype of `outputs` for "squared_error".
+
+    Returns
+    -------
+    Tensor (n, C)
+
+    Raises
+    ------
+    TypeError, ValueError
+        On an unknown loss, or labels of the wrong shape, dtype or range.
+    """
+    check_choice("loss", loss, ("cross_entropy", "squared_error"))
+    outputs = check_tensor("outputs", outputs, ndim=2)
+    n, C = outputs.shape
+    if loss == "squared_error":
+        y = check_tensor("y", y, ndim=2)
+        check_same_kind("y", y, "outputs", outputs)
+        if y.shape != outputs.shape:
+            raise ValueError(f"y must have shape {(n, C)} for 'squared_error'; got {tuple(y.shape)}")
+        return outputs - y
+    y = check_tensor("y", y, ndim=1, floating=False)
+    if y.dtype != torch.int64:
+        raise TypeError(f"y must be int64 class indices for 'cross_entropy'; got dtype {y.dtype}")
+    if len(y) != n or bool(((y < 0) | (y >= C)).any()):
+        raise ValueError(
+            f"y must hold {n} class indices from 0 to {C - 1}; got {len(y)} from {y.min()} to {y.max()}"
+        )
+    if C == 1:
+        raise ValueError(
+            "loss 'cross_entropy' needs two outputs or more; with one output its gradient is always 0"
+        )
+    return torch.softmax(outputs, dim=1) - torch.nn.functional.one_hot(y, C)
+
+
+def loss_gram(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: str = "cross_entropy",
+    *,
+    lora: LoRA | None = None,
+    seed: int = 0,
+    adapters: Mapping[str, Tensor | Adapter] | None = None,
+) -> Tensor:
+    """Inner products of loss gradients, d_i^T K(x_i, x_j) d_j, between all pairs of labelled inputs.
+
+    Parameters
+    ----------
+    model, lora, seed, adapters
+        As in `lorantk.ntk`.
+    x : Tensor (n, ...)
+    y : Tensor
+        Labels as in `loss_cotangents`.
+    loss : {"cross_entropy", "squared_error"}
+
+    Returns
+    -------
+    Tensor (n, n), symmetric positive semi-definite
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `lorantk.ntk` and `loss_cotangents`.
+
+    Notes
+    -----
+    Statements ``eq-3``, ``eq-4``, ``thm-fisher``.
+    """
+    model = adapted(model, lora=lora, seed=seed, adapters=adapters)
+    kernel = ntk(model, x)
+    with torch.no_grad():
+        d = loss_cotangents(check_outputs(model(x), len(x)), y, loss)
+    gram = torch.einsum("nc,ncmd,md->nm", d, kernel, d)
+    return (gram + gram.T) / 2
+
+
+def fisher_spectrum(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: str = "cross_entropy",
+    *,
+    lora: LoRA | None = None,
+    seed: int = 0,
+    adapters: Mapping[str, Tensor | Adapter] | None = None,
+) -> Tensor:
+    """Nonzero eigenvalues of the empirical Fisher information (1/N) sum_i grad L_i grad L_i^T, descending.
+
+    Parameters and errors as in `loss_gram`.
+
+    Returns
+    -------
+    Tensor (k,), k <= N
+        Eigenvalues above N eps times the largest, in squared units of the loss gradient.
+
+    Notes
+    -----
+    Statement ``thm-fisher``, spectrum form.
+    """
+    eigenvalues = torch.linalg.eigvalsh(
+        loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters) / len(x)
+    )
+    return nonzero(eigenvalues).flip(0)
+
+
+def fisher_trace(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: str = "cross_entropy",
+    *,
+    lora: LoRA | None = None,
+    seed: int = 0,
+    adapters: Mapping[str, Tensor | Adapter] | None = None,
+) -> Tensor:
+    """Trace of the empirical Fisher information: the mean over inputs of d^T K(x, x) d, a scalar tensor.
+
+    Parameters and errors as in `loss_gram`.
+
+    Notes
+    -----
+    Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
+    """
+    return loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters).diagonal().mean()

@@ -1,0 +1,109 @@
+"""Fully connected networks in the two parametrisations that tangent-kernel papers use.
+
+NTK parametrisation (Jacot et al., 2018): y = sqrt(weight_variance / fan_in) W a + b with W ~ N(0, 1).
+Standard parametrisation: y = W a + b with W ~ N(0, weight_variance / fan_in). Both compute the same random
+function; they differ in the gradient, hence in the kernel. Biases start at zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .validation import check_choice, check_integer, check_real
+
+
+class NTKLinear(nn.Linear):
+    """Linear map with the NTK prefactor: y = prefactor * W a + b, prefactor = sqrt(weight_variance / fan_in)."""
+
+    def __init__(self, fan_in: int, fan_out: int, weight_variance: float, bias: bool) -> None:
+        super().__init__(fan_in, fan_out, bias=bias)
+        self.prefactor = math.sqrt(weight_variance / fan_in)
+
+    def forward(self, a: Tensor) -> Tensor:
+        return nn.functional.linear(self.prefactor * a, self.weight, self.bias)
+
+
+class Erf(nn.Module):
+    """The error function as an activation: its kernel is Williams' arc-sine kernel."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        return torch.erf(y)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "erf": Erf,
+    "tanh": nn.Tanh,
+    "linear": nn.Identity,
+}
+
+
+def mlp(
+    widths: Sequence[int],
+    activation: str = "relu",
+    parametrization: str = "ntk",
+    weight_variance: float = 2.0,
+    bias: bool = False,
+    seed: int = 0,
+) -> nn.Sequential:
+    """Random fully connected network, linear layers named "0", "2", "4", ... with activations between them.
+
+    Parameters
+    ----------
+    widths : sequence of int
+        Input dimension, hidden widths, number of outputs: ``len(widths) - 1`` linear layers.
+    activation : {"relu", "erf", "tanh", "linear"}
+        Applied after every linear layer but the last.
+    parametrization : {"ntk", "standard"}
+        Where the factor sqrt(weight_variance / fan_in) sits: in the layer or in the initial weights.
+    weight_variance : float
+        Variance of the weights times fan-in (dimensionless, above 0); 2 keeps ReLU signals at scale 1.
+    bias : bool
+        Adds a bias to each layer, 0 at the start.
+    seed : int
+        Seed of an explicit generator; the draw does not touch the global random state.
+
+    Returns
+    -------
+    nn.Sequential
+        Parameters in ``torch.get_default_dtype()``; use ``.double()`` for statements about equality.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On widths that are not positive integers, fewer than two of them, an unknown name, or a bad variance.
+
+    Notes
+    -----
+    Statements ``eq-8``, ``ntk-limit``. Source: Jacot, Gabriel and Hongler (2018), section 2.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"widths must hold the input and the output dimension at least; got {list(widths)}")
+    for width in widths:
+        check_integer("widths", width, 1)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("parametrization", parametrization, ("ntk", "standard"))
+    check_real("weight_variance", weight_variance, minimum=0.0, exclusive=True)
+    check_integer("seed", seed, 0)
+
+    generator = torch.Generator().manual_seed(seed)
+    modules: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        if modules:
+            modules.append(ACTIVATIONS[activation]())
+        standard_normal = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
+        layer: nn.Linear
+        if parametrization == "ntk":
+            layer, scale = NTKLinear(fan_in, fan_out, weight_variance, bias), 1.0
+        else:
+            layer, scale = nn.Linear(fan_in, fan_out, bias=bias), math.sqrt(weight_variance / fan_in)
+        with torch.no_grad():
+            layer.weight.copy_(scale * standard_normal)
+            if bias:
+                layer.bias.zero_()
+        modules.append(layer)
+    return nn.Sequential(*modules)

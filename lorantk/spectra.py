@@ -1,0 +1,216 @@
+"""Spectra of A^T A - I and scalar summaries of a spectrum: when is LoRA's kernel below full fine-tuning's?
+
+Statements ``thm-nsd``, ``cor-ideal``, ``eq-6``, ``eq-7``. Sources: Marchenko and Pastur (1967); Davidson and Szarek (2001).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .validation import check_integer, check_real, check_square, check_tensor
+
+
+def delta_matrix(A: Tensor, scaling: float = 1.0) -> Tensor:
+    """M = s^2 A^T A - I, the matrix by which LoRA's kernel differs from full fine-tuning's in one layer.
+
+    Parameters
+    ----------
+    A : Tensor (rank, fan_in)
+    scaling : float
+        s, above 0.
+
+    Returns
+    -------
+    Tensor (fan_in, fan_in), symmetric, dtype of A
+
+    Raises
+    ------
+    TypeError, ValueError
+        If A is not a finite matrix, its rank exceeds its fan-in, or `scaling` is not above 0.
+
+    Notes
+    -----
+    Statements ``thm-relation``, ``thm-nsd``.
+    """
+    A = check_tensor("A", A, ndim=2)
+    check_real("scaling", scaling, minimum=0.0, exclusive=True)
+    rank, fan_in = A.shape
+    if rank > fan_in:
+        raise ValueError(f"A must have rank at most its fan-in {fan_in}; got shape {(rank, fan_in)}")
+    return scaling**2 * A.T @ A - torch.eye(fan_in, dtype=A.dtype, device=A.device)
+
+
+def marchenko_pastur_edges(rank: int, width: int, variance: float) -> tuple[float, float]:
+    """Ends of the interval that the nonzero spectrum of A^T A fills: variance * width * (1 -+ sqrt(rank/width))^2.
+
+    Parameters
+    ----------
+    rank, width : int
+        A has shape (rank, width), independent entries of mean 0; 1 <= rank <= width.
+    variance : float
+        Variance of the entries, 0 or above.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a rank outside 1..width or a negative variance.
+
+    Notes
+    -----
+    Statement ``thm-nsd``. Source: Marchenko and Pastur (1967); exact as rank and width grow in proportion.
+    """
+    _check_rank(rank, width)
+    check_real("variance", variance, minimum=0.0)
+    ratio = math.sqrt(rank / width)
+    return variance * width * (1 - ratio) ** 2, variance * width * (1 + ratio) ** 2
+
+
+def nsd_variance_bound(rank: int, width: int) -> float:
+    """Largest s^2 sigma_a^2 for which s^2 A^T A - I is negative semi-definite at large width: 1/(sqrt(r)+sqrt(n))^2.
+
+    Below it, the probability of a positive eigenvalue is at most exp(-t^2/2) for Gaussian A, with
+    t = 1/(s sigma_a) - sqrt(n) - sqrt(r) (Davidson and Szarek, 2001).
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a rank outside 1..width.
+
+    Notes
+    -----
+    Statement ``thm-nsd``, as corrected: the printed bound 1/n forgets the spread of the spectrum.
+    """
+    _check_rank(rank, width)
+    return 1.0 / (math.sqrt(rank) + math.sqrt(width)) ** 2
+
+
+def is_negative_semidefinite(M: Tensor, tol: float) -> bool:
+    """Whether the largest eigenvalue of the symmetric matrix M is at most `tol` (same unit as M).
+
+    Raises
+    ------
+    TypeError, ValueError
+        If M is not a finite symmetric matrix or `tol` is negative.
+
+    Notes
+    -----
+    Statement ``thm-nsd``. Round-off moves eigenvalues by about n eps max|lambda|: a `tol` below that cannot be met.
+    """
+    M = check_square("M", M)
+    check_real("tol", tol, minimum=0.0)
+    return bool(torch.linalg.eigvalsh(M)[-1] <= tol)
+
+
+def information_bits(
+    eigenvalues: Tensor, *, rtol: float | None = None, regularization: float | None = None
+) -> Tensor:
+    """Half the log pseudo-determinant of a Fisher information matrix, in nats.
+
+    Parameters
+    ----------
+    eigenvalues : Tensor (k,)
+        Spectrum of a positive semi-definite matrix, any order.
+    rtol : float, optional
+        Eigenvalues up to rtol times the largest count as zero; k eps when None.
+    regularization : float, optional
+        tau above 0: 1/2 sum log(1 + lambda/tau) over all eigenvalues instead, which needs no threshold.
+
+    Returns
+    -------
+    Tensor ()
+        -inf for the zero spectrum (0 with `regularization`).
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a bad spectrum, a negative eigenvalue beyond round-off, or both keywords at once.
+
+    Notes
+    -----
+    Statement ``eq-6``; the logarithm is missing from the printed sum.
+    """
+    eigenvalues = _check_spectrum(eigenvalues)
+    if regularization is not None:
+        if rtol is not None:
+            raise ValueError(
+                "rtol must be None beside regularization: a regularised spectrum has no threshold"
+            )
+        check_real("regularization", regularization, minimum=0.0, exclusive=True)
+        return 0.5 * torch.log1p(eigenvalues.clamp(min=0.0) / regularization).sum()
+    positive = nonzero(eigenvalues, rtol)
+    if positive.numel() == 0:
+        return eigenvalues.new_tensor(-math.inf)
+    return 0.5 * positive.log().sum()
+
+
+def renyi_entropy(eigenvalues: Tensor, alpha: float, *, normalize: bool = False) -> Tensor:
+    """Renyi entropy of order alpha of a spectrum, in nats: log(sum_i lambda_i^alpha) / (1 - alpha).
+
+    Parameters
+    ----------
+    eigenvalues : Tensor (k,)
+        Spectrum of a positive semi-definite matrix, any order; those up to k eps times the largest count as zero.
+    alpha : float
+        Order, 0 to infinity. 0 gives log rank. Infinity gives -log of the largest eigenvalue. 1 gives Shannon's
+        entropy where the spectrum sums to 1; elsewhere the formula diverges there and its value is the limit from
+        below, +inf for a sum above 1 and -inf for a sum below 1.
+    normalize : bool
+        Divide the spectrum by its sum first: the spectral (von Neumann) convention, finite at every order.
+
+    Returns
+    -------
+    Tensor ()
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a bad spectrum, the zero spectrum, or a negative order.
+
+    Notes
+    -----
+    Statement ``eq-7``. Source: Renyi (1961).
+    """
+    eigenvalues = _check_spectrum(eigenvalues)
+    if alpha != math.inf:
+        check_real("alpha", alpha, minimum=0.0)
+    p = nonzero(eigenvalues)
+    if p.numel() == 0:
+        raise ValueError("eigenvalues must hold a positive one: the zero spectrum has no entropy")
+    if normalize:
+        p = p / p.sum()
+    if alpha == math.inf:
+        return -p.max().log()
+    if alpha != 1:
+        return torch.logsumexp(alpha * p.log(), dim=0) / (1 - alpha)
+    excess = p.sum() - 1
+    if excess.abs() <= 8 * p.numel() * torch.finfo(p.dtype).eps:
+        return torch.special.entr(p).sum()
+    return excess.sign() * math.inf
+
+
+def _check_rank(rank: int, width: int) -> None:
+    check_integer("width", width, 1)
+    check_integer("rank", rank, 1)
+    if rank > width:
+        raise ValueError(f"rank must be at most width = {width}; got {rank}")
+
+
+def _check_spectrum(eigenvalues: Tensor) -> Tensor:
+    eigenvalues = check_tensor("eigenvalues", eigenvalues, ndim=1)
+    slack = 100 * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().max()
+    if eigenvalues.min() < -slack:
+        raise ValueError(
+            f"eigenvalues must not be negative beyond round-off; got {eigenvalues.min().item():.6g}"
+        )
+    return eigenvalues
+
+
+def nonzero(eigenvalues: Tensor, rtol: float | None = None) -> Tensor:
+    """Eigenvalues above rtol times the largest, in the order given; rtol is k eps for k eigenvalues when None."""
+    if rtol is None:
+        rtol = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    check_real("rtol", rtol, minimum=0.0)
+    return eigenvalues[eigenvalues > rtol * eigenvalues.max().clamp(min=0.0)]
