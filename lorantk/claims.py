@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .results import results_directory, write_atomically
 from .validation import check_choice
 
@@ -142,7 +144,7 @@ class Claim:
             "statement": STATEMENTS[self.id],
             "verdict": self.verdict,
             "chapter": os.environ.get("LORANTK_CHAPTER"),
-            "proof": self.id,
+            "proof": self.id if self.definition else f"proof-{self.id}",
         }
         for entry, evidence in zip(record["evidence"], self.evidence, strict=True):
             entry["passes"] = evidence.passes
@@ -165,6 +167,11 @@ class Claim:
         )
 
 
+def disagreement(first: Tensor, second: Tensor) -> float:
+    """Largest difference between two tensors of one shape, relative to the largest entry of the second."""
+    return ((first - second).abs().max() / second.abs().max()).item()
+
+
 def load_claims(directory: Path) -> list[dict[str, Any]]:
     """Claims saved in `directory` as dictionaries, in the order of `STATEMENTS`."""
     records = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
@@ -184,6 +191,16 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
         figure = f"[figure]({page}#fig-{record['figure']})" if record["figure"] else ""
         cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record),
                  f"[proof]({page}#{record['proof']})", figure]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_plain(claims_dir: Path) -> str:
+    """The claims table as plain markdown for the README; chapters link to their sources."""
+    lines = ["| id | statement | verdict | decisive number | chapter |", "|---|---|---|---|---|"]
+    for record in load_claims(claims_dir):
+        chapter = f"[{record['chapter'].split('-')[0]}](notebooks/{record['chapter']}.md)"
+        cells = [f"`{record['id']}`", record["statement"], f"**{record['verdict']}**", _decisive(record), chapter]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -47,7 +48,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "figure.dpi": 110,
         "figure.figsize": (7.2, 3.6), "figure.constrained_layout.use": True, "font.size": 11.0,
         "axes.titlesize": 11.5, "axes.labelsize": 11.0, "lines.linewidth": 1.8, "lines.markersize": 5.5,
-        "svg.fonttype": "path", "axes.prop_cycle": matplotlib.cycler(color=sns.color_palette("colorblind")),
+        "svg.fonttype": "path", "axes.prop_cycle": cycler(color=sns.color_palette("colorblind")),
     }
 )  # fmt: skip
 
@@ -117,9 +118,12 @@ def save(
     unknown = set(tolerance or {}) - set(frame.columns)
     if unknown:
         raise ValueError(f"tolerance must name columns among {list(frame.columns)}; got {sorted(unknown)}")
-    columns = {column: {**TOLERANCE, **(tolerance or {}).get(column, {})} for column in frame.columns}
+    frame.columns = frame.columns.map(str)
+    columns = {
+        str(column): {**TOLERANCE, **(tolerance or {}).get(str(column), {})} for column in frame.columns
+    }
     for column in frame.select_dtypes("float"):
-        frame[column] = frame[column].where(frame[column].abs() >= columns[column]["atol"], 0.0)
+        frame[column] = frame[column].where(frame[column].abs() >= columns[str(column)]["atol"], 0.0)
 
     directory = results_directory("figures")
     with matplotlib.rc_context({"svg.hashsalt": name}):
@@ -137,13 +141,14 @@ def save(
         "versions": {package: version(package) for package in ("lorantk", "torch", "numpy", "matplotlib")},
         "revision": _revision(),
     }
-    for suffix, content in {
+    files: dict[str, str | bytes] = {
         ".svg": light,
         "-dark.svg": light.replace(INK, INK_DARK).replace(GRID, GRID_DARK),
         ".png": png.getvalue(),
         ".csv": frame.to_csv(index=False, float_format="%.7g", lineterminator="\n"),
         ".json": json.dumps(record, indent=1) + "\n",
-    }.items():
+    }
+    for suffix, content in files.items():
         write_atomically(directory / f"{name}{suffix}", content)
     return SavedFigure(name, alt, caption, directory)
 

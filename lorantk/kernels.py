@@ -157,7 +157,7 @@ def lora_ntk_sweep(
 
 def _trainable(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Tensor]:
     """Trainable parameters by name: all of them, or those of the named linear layers."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if layers is not None:
         owners = linear_layers(model, layers)
         parameters = {name: p for name, p in parameters.items() if name.rpartition(".")[0] in owners}
@@ -210,7 +210,7 @@ def _by_jacobian(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2
 
 def _by_vector_products(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
     values = {name: p.detach() for name, p in parameters.items()}
-    outputs2, pullback = vjp(lambda v: check_outputs(functional_call(model, v, (x2,)), len(x2)), values)
+    outputs2, pullback, *_ = vjp(lambda v: check_outputs(functional_call(model, v, (x2,)), len(x2)), values)
 
     def column(cotangent: Tensor) -> Tensor:
         (direction,) = pullback(cotangent)

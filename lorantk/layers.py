@@ -216,6 +216,6 @@ def _contract(pairs: list[tuple[Tensor, Tensor]], g1: Tensor, g2: Tensor, output
     rows = []
     for n, g in enumerate(g1):
         cotangent_gram = torch.einsum("cto,mduo->ctmdu", g, g2)
-        activation_grams = [torch.einsum("ti,mui->tmu", a1[n], a2) for a1, a2 in pairs]
-        rows.append(torch.stack([torch.einsum(pattern, gram, cotangent_gram) for gram in activation_grams]))
+        position_grams = [torch.einsum("ti,mui->tmu", a1[n], a2) for a1, a2 in pairs]
+        rows.append(torch.stack([torch.einsum(pattern, gram, cotangent_gram) for gram in position_grams]))
     return torch.stack(rows, dim=1)

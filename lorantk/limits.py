@@ -101,7 +101,7 @@ def _layer_shares(depth: int, lora: LoRA | None) -> list[float]:
     if lora is None:
         return [1.0] * depth
     if isinstance(lora.variance, str):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004 - a value of an allowed type without a limit
             f"lora.variance must be a number at infinite width; {lora.variance!r} shrinks with the fan-in, so its "
             "kernel vanishes. Give sigma_a^2 itself, such as 1 / rank"
         )

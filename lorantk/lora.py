@@ -252,8 +252,8 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     adapters = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, peft.tuners.lora.Linear) and adapter_name in module.lora_A:
-            A, B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
-            adapters[name] = Adapter(A.detach(), B.detach(), module.scaling[adapter_name])
+            A, B = (getattr(module, side)[adapter_name].weight.detach() for side in ("lora_A", "lora_B"))
+            adapters[name] = Adapter(A, B, module.scaling[adapter_name])
     if not adapters:
         raise ValueError(f"model holds no LoRA adapter named {adapter_name!r} on a linear layer")
     return adapters

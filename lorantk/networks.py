@@ -7,6 +7,7 @@ function; they differ in the gradient, hence in the kernel. Biases start at zero
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -92,7 +93,7 @@ def mlp(
 
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(widths):
         if modules:
             modules.append(ACTIVATIONS[activation]())
         standard_normal = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)

@@ -1,0 +1,52 @@
+# Each target sets up what it needs, then does one thing. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+RUN := $(BIN)/python book/regenerate.py
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+book: $(STAMP) ## execute the chapters that changed and render book/_build/html/index.html
+	$(RUN)
+
+check: $(STAMP) ## the same, then compare every number with tests/reference
+	$(RUN) --check
+
+test: $(STAMP) ## run the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -q
+
+figures: $(STAMP) ## execute the chapters that changed, without rendering
+	$(RUN) --no-render
+
+notebook: $(STAMP) ## execute one chapter: make notebook N=03 [SET=rank=16]
+	@test -n "$(N)" || { echo "say which: make notebook N=03"; exit 2; }
+	$(RUN) --no-render --only $(N) $(foreach s,$(SET),--set $(s))
+
+reference: $(STAMP) ## accept the present numbers as tests/reference
+	$(RUN) --update-reference
+
+lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With, Notebook)
+	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
+	$(BIN)/jupyter lab notebooks
+
+serve: book ## serve the book on http://127.0.0.1:8000
+	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
+
+lint: $(STAMP) ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean: ## remove all that was generated, and .venv
+	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/_static/mathjax book/claims.md
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	rm -f .venv/.installed-*
+	$(BIN)/pip install -q -c constraints.txt -e '.[book,hf,dev]'
+	@touch $@
+
+.PHONY: help book check test figures notebook reference lab serve lint clean

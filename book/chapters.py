@@ -1,0 +1,139 @@
+"""What a chapter is: its notebook source, its parameters, and the content hash that says whether to run it again."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One notebook of the project whose root directory is `root`; `name` is its stem, e.g. "03-kernel-of-lora"."""
+
+    root: Path
+    name: str
+
+    @property
+    def source(self) -> Path:
+        return self.root / "notebooks" / f"{self.name}.md"
+
+    @property
+    def executed(self) -> Path:
+        return self.root / "book" / "notebooks" / f"{self.name}.ipynb"
+
+    def read(self) -> nbformat.NotebookNode:
+        """The notebook as jupytext reads it, with cell ids that depend on its text only."""
+        notebook = jupytext.read(self.source)
+        for index, cell in enumerate(notebook.cells):
+            cell["id"] = f"cell-{index}"
+        return notebook
+
+    def defaults(self) -> dict[str, Any]:
+        """Values assigned in the cell tagged "parameters": literals, one per line."""
+        for cell in self.read().cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                statements = ast.parse(cell.source).body
+                return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+        return {}
+
+    def content_hash(self, parameters: dict[str, Any]) -> str:
+        """Hash of all that the chapter's numbers depend on: text, parameters, imported package code, versions."""
+        package = self.root / "lorantk"
+        modules = imported_modules(package, [cell.source for cell in self.read().cells if cell.cell_type == "code"])
+        files = [self.source, self.root / "constraints.txt", *(package / f"{m}.py" for m in sorted(modules))]
+        digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+        for path in files:
+            digest.update(f"{path.name}\n".encode() + path.read_bytes())
+        return digest.hexdigest()
+
+    def recorded(self) -> dict[str, Any]:
+        """What the last good execution noted about itself: hash, seconds, figures, claims; empty if there is none."""
+        if not self.executed.exists():
+            return {}
+        return dict(nbformat.read(self.executed, as_version=4).metadata.get("lorantk", {}))
+
+    def is_current(self) -> bool:
+        """Whether the executed notebook and all it wrote are there and belong to the present sources."""
+        recorded = self.recorded()
+        return recorded.get("hash") == self.content_hash(self.defaults()) and all(
+            (self.root / "book" / "_static" / path).exists() for path in recorded["files"]
+        )
+
+
+def find_chapters(root: Path, only: list[str] | None = None) -> list[Chapter]:
+    """Chapters of the project in order; `only` selects by number ("03") or name, an unknown one is a ValueError."""
+    chapters = [Chapter(root, path.stem) for path in sorted((root / "notebooks").glob("*.md"))]
+    if not only:
+        return chapters
+    known = {key: chapter for chapter in chapters for key in (chapter.name, chapter.name.split("-")[0])}
+    unknown = [key for key in only if key not in known]
+    if unknown:
+        raise ValueError(f"--only must name chapters among {[c.name for c in chapters]}; got {unknown}")
+    return [chapter for chapter in chapters if any(known[key] == chapter for key in only)]
+
+
+def parse_overrides(chapter: Chapter, settings: list[str]) -> dict[str, Any]:
+    """`name=value` settings, each checked against the name and type of the chapter's parameter."""
+    defaults = chapter.defaults()
+    overrides = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"--set must be name=value; got {setting!r}")
+        if name not in defaults:
+            raise ValueError(f"--set must name a parameter of {chapter.name} among {sorted(defaults)}; got {name!r}")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        wanted = type(defaults[name])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise ValueError(f"--set {name} must be of type {wanted.__name__}, as {defaults[name]!r} is; got {text!r}")
+        overrides[name] = value
+    return overrides
+
+
+def imported_modules(package: Path, sources: list[str]) -> set[str]:
+    """Modules of `package` that the sources import, directly or through each other, found without importing them.
+
+    Names taken from the package itself are traced to the module that defines them, so that the re-exports in
+    __init__ do not make every chapter depend on every module.
+    """
+    exports = _names_imported(ast.parse((package / "__init__.py").read_text()), package.name, {})
+    found: set[str] = set()
+    todo = [ast.parse(source) for source in sources]
+    while todo:
+        for module in set(_names_imported(todo.pop(), package.name, exports).values()) - found:
+            if (package / f"{module}.py").exists():
+                found.add(module)
+                todo.append(ast.parse((package / f"{module}.py").read_text()))
+    return found
+
+
+def _names_imported(tree: ast.Module, package: str, exports: dict[str, str]) -> dict[str, str]:
+    """Name -> module of `package` for each import in `tree`: `from .m import n`, `from package.m import n`, ..."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            inside = module.removeprefix(package).lstrip(".") if module.startswith(package) else module
+            if node.level == 0 and module.split(".")[0] != package:
+                continue
+            for alias in node.names:
+                names[alias.name] = inside.split(".")[0] if inside else exports.get(alias.name, alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith(f"{package}."):
+                    names[alias.name] = alias.name.split(".")[1]
+                elif alias.name == package:
+                    names.update(exports)
+    return names

@@ -1,0 +1,271 @@
+"""Re-execute the chapters that changed, check their numbers, render the book.
+
+Chapters run in a stage directory and move into the book only when they are whole; the rendered pages are swapped in
+only when Sphinx is content. A failure leaves the previous good book as it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import nbformat
+import papermill
+import typer
+from chapters import Chapter, find_chapters, parse_overrides
+from papermill.exceptions import PapermillExecutionError
+from reference import Difference, compare, update
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parent.parent
+CLAIMS_START, CLAIMS_END = "<!-- claims:start -->", "<!-- claims:end -->"
+console = Console(soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one execution ended: seconds it took, and the failing cell's source and traceback if it failed."""
+
+    chapter: Chapter
+    seconds: float
+    cell: str = ""
+    traceback: str = ""
+
+
+def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome:
+    """Run one chapter with papermill inside `stage`; runs in its own process, whose environment it may change."""
+    notebooks = stage / "notebooks"
+    notebooks.mkdir(parents=True, exist_ok=True)
+    parameters = chapter.defaults() | overrides
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a chapter; chapters run side by side
+    os.environ["LORANTK_RESULTS"] = "../_static"
+    os.environ["LORANTK_CHAPTER"] = chapter.name
+    os.environ["LORANTK_PARAMETERS"] = json.dumps(parameters)
+    content_hash = chapter.content_hash(parameters)
+    start = time.perf_counter()
+    try:
+        notebook = papermill.execute_notebook(
+            chapter.read(), None, overrides, cwd=notebooks, progress_bar=False, log_output=False
+        )
+    except PapermillExecutionError as error:
+        return Outcome(chapter, time.perf_counter() - start, error.source, "\n".join(error.traceback))
+    seconds = time.perf_counter() - start
+    static = stage / "_static"
+    files = sorted(p.relative_to(static).as_posix() for p in static.rglob("*") if p.is_file())
+    notebook.metadata["lorantk"] = {"hash": content_hash, "seconds": round(seconds, 1), "files": files}
+    nbformat.write(notebook, notebooks / f"{chapter.name}.ipynb")
+    return Outcome(chapter, seconds)
+
+
+def publish(chapter: Chapter, stage: Path, book: Path) -> None:
+    """Move one executed chapter from its stage into `book`: figures and claims first, the notebook last."""
+    target = book / "notebooks" / f"{chapter.name}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    previous = chapter.recorded().get("files", []) if target == chapter.executed else []
+    files = sorted(p.relative_to(stage) for p in (stage / "_static").rglob("*") if p.is_file())
+    for path in files:
+        (book / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / path, book / path)
+    os.replace(stage / "notebooks" / target.name, target)
+    for name in set(previous) - {path.relative_to("_static").as_posix() for path in files}:
+        (book / "_static" / name).unlink(missing_ok=True)
+
+
+def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], book: Path, jobs: int) -> list[Outcome]:
+    """Execute `chapters`, `jobs` at a time, publishing each into `book` as it succeeds; return how each ended."""
+    outcomes: list[Outcome] = []
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    (book / "_build").mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=book / "_build", prefix="stage-") as stages,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+        Progress(*columns, console=console, disable=not chapters) as progress,
+    ):
+        task = progress.add_task("chapters", total=len(chapters))
+        futures = [pool.submit(execute, c, overrides.get(c.name, {}), Path(stages) / c.name) for c in chapters]
+        for future in as_completed(futures):
+            outcome = future.result()
+            outcomes.append(outcome)
+            if not outcome.traceback:
+                publish(outcome.chapter, Path(stages) / outcome.chapter.name, book)
+            progress.update(task, advance=1, description=outcome.chapter.name)
+    return outcomes
+
+
+def write_generated_pages(root: Path) -> None:
+    """Write the pages that are rendered from claims: book/claims.md and the snippet of the front page."""
+    sys.path.insert(0, str(root))
+    from lorantk.claims import render_markdown, render_summary
+
+    claims = root / "book" / "_static" / "claims"
+    page = (root / "book" / "claims.template.md").read_text()
+    (root / "book" / "claims.md").write_text(page.replace("{{ table }}", render_markdown(claims, link_prefix="notebooks/")))
+    (root / "book" / "_generated").mkdir(exist_ok=True)
+    (root / "book" / "_generated" / "summary.md").write_text(render_summary(claims))
+
+
+def readme_with_claims(root: Path) -> str:
+    """README.md with its claims block rendered from the present claims."""
+    from lorantk.claims import render_plain
+
+    before, rest = (root / "README.md").read_text().split(CLAIMS_START)
+    block = render_plain(root / "book" / "_static" / "claims")
+    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
+
+
+def render(root: Path) -> bool:
+    """Render the book in strict mode unless nothing that goes in changed; return whether Sphinx ran.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        If Sphinx warns or fails; the previous html stays.
+    """
+    build, html = root / "book" / "_build", root / "book" / "_build" / "html"
+    copy_mathjax(root / "book" / "_static" / "mathjax")
+    fingerprint = _render_hash(root)
+    stamp = html / ".fingerprint"
+    if stamp.exists() and stamp.read_text() == fingerprint:
+        return False
+    stage = build / "render"
+    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", "book", "--config", "_config.yml",
+               "--path-output", str(stage), "-W", "-q"]  # fmt: skip
+    log = build / "render.log"
+    with log.open("w") as stream:
+        status = subprocess.run(command, cwd=root, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    if status != 0:
+        shutil.rmtree(stage, ignore_errors=True)  # or the next, incremental run would not repeat the warning
+        console.print(log.read_text()[-4000:], markup=False)
+        raise subprocess.CalledProcessError(status, command)
+    fresh, old = build / "html.new", build / "html.old"
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.copytree(stage / "_build" / "html", fresh)
+    (fresh / ".fingerprint").write_text(fingerprint)
+    if html.exists():
+        html.rename(old)
+    fresh.rename(html)
+    shutil.rmtree(old, ignore_errors=True)
+    return True
+
+
+def copy_mathjax(target: Path) -> None:
+    """Copy the parts of MathJax 3 that a page asks for from the installed wheel: mathematics without a network."""
+    if target.exists():
+        return
+    import mathjax
+
+    source = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
+    temporary = target.with_name(".mathjax.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(source / "input" / "tex" / "extensions", temporary / "input" / "tex" / "extensions")
+    shutil.copyfile(source / "tex-svg.js", temporary / "tex-svg.js")
+    temporary.rename(target)
+
+
+def _render_hash(root: Path) -> str:
+    """Hash of all files that Sphinx reads."""
+    book = root / "book"
+    paths = [p for p in sorted(book.rglob("*")) if p.is_file() and "_build" not in p.relative_to(book).parts]
+    digest = hashlib.sha256()
+    for path in [root / "_config.yml", root / "constraints.txt", *sorted((root / "lorantk").glob("*.py")), *paths]:
+        if path.suffix not in (".pyc", ".png"):
+            digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def report_failure(outcome: Outcome) -> None:
+    """Print the chapter, the failing cell's source and the traceback."""
+    console.rule(f"[red]{outcome.chapter.name} failed after {outcome.seconds:.0f} s")
+    console.print("cell:", style="bold")
+    console.print(outcome.cell, markup=False, highlight=False)
+    console.print("traceback:", style="bold")
+    print(outcome.traceback)
+
+
+def report_differences(differences: list[Difference]) -> None:
+    """Print what moved against the reference, as a table."""
+    table = Table("where", "column", "what moved", "allowed", title="Moved against tests/reference")
+    for d in differences:
+        table.add_row(d.item, d.column, d.moved, d.allowed)
+    console.print(table)
+
+
+def report_book(root: Path, chapters: list[Chapter], ran: dict[str, float], rendered: bool, seconds: float) -> None:
+    """Print how long each chapter took, how many chapters and figures there are, and where the book is."""
+    table = Table("chapter", "seconds", "this time")
+    for chapter in chapters:
+        recorded = chapter.recorded()
+        table.add_row(chapter.name, f"{recorded.get('seconds', 0):.1f}", "executed" if chapter.name in ran else "unchanged")
+    console.print(table)
+    figures = len(list((root / "book" / "_static" / "figures").glob("*.csv")))
+    page = root / "book" / "_build" / "html" / "index.html"
+    state = "rendered" if rendered else "unchanged"
+    console.print(f"{len(chapters)} chapters, {figures} figures, {seconds:.0f} s in all; book ({state}): {page}")
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Chapter to execute, by number or name; repeatable.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Parameter name=value; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Chapters executed at once.")] = os.cpu_count() or 1,
+    check: Annotated[bool, typer.Option("--check", help="Compare all numbers with tests/reference.")] = False,
+    update_reference: Annotated[bool, typer.Option("--update-reference", help="Replace tests/reference.")] = False,
+    no_render: Annotated[bool, typer.Option("--no-render", help="Execute only.")] = False,
+    root: Annotated[Path, typer.Option(hidden=True)] = ROOT,
+) -> None:
+    """Execute the chapters whose text, parameters or imported package code changed, then render the book.
+
+    With --set the run is a trial: it goes to book/_build/trial and leaves the book alone.
+    """
+    start = time.perf_counter()
+    try:
+        chapters = find_chapters(root, only)
+        overrides = {c.name: parse_overrides(c, settings or []) for c in chapters}
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    book = root / "book"
+    if settings:
+        trial = book / "_build" / "trial"
+        outcomes = run_chapters(chapters, overrides, trial, jobs)
+        console.print(f"trial run: executed notebooks and figures are in {trial}")
+    else:
+        outcomes = run_chapters([c for c in chapters if not c.is_current()], {}, book, jobs)
+    failures = [outcome for outcome in outcomes if outcome.traceback]
+    for outcome in failures:
+        report_failure(outcome)
+    if failures:
+        raise typer.Exit(1)
+    if settings:
+        return
+    every = find_chapters(root)
+    write_generated_pages(root)
+    if update_reference:
+        update(book / "_static", root / "tests" / "reference")
+        (root / "README.md").write_text(readme_with_claims(root))
+    rendered = False if no_render else render(root)
+    report_book(root, every, {o.chapter.name: o.seconds for o in outcomes}, rendered, time.perf_counter() - start)
+    if check:
+        differences = compare(book / "_static", root / "tests" / "reference")
+        if readme_with_claims(root) != (root / "README.md").read_text():
+            differences.append(Difference("README.md", "claims", "differs from the claims", "equal"))
+        if differences:
+            report_differences(differences)
+            raise typer.Exit(1)
+        console.print("every recorded number and verdict agrees with tests/reference")
+
+
+if __name__ == "__main__":
+    typer.run(main)
