@@ -112,7 +112,9 @@ def write_generated_pages(root: Path) -> None:
 
     claims = root / "book" / "_static" / "claims"
     page = (root / "book" / "claims.template.md").read_text()
-    (root / "book" / "claims.md").write_text(page.replace("{{ table }}", render_markdown(claims, link_prefix="notebooks/")))
+    (root / "book" / "claims.md").write_text(
+        page.replace("{{ table }}", render_markdown(claims, link_prefix="notebooks/"))
+    )
     (root / "book" / "_generated").mkdir(exist_ok=True)
     (root / "book" / "_generated" / "summary.md").write_text(render_summary(claims))
 
@@ -209,7 +211,9 @@ def report_book(root: Path, chapters: list[Chapter], ran: dict[str, float], rend
     table = Table("chapter", "seconds", "this time")
     for chapter in chapters:
         recorded = chapter.recorded()
-        table.add_row(chapter.name, f"{recorded.get('seconds', 0):.1f}", "executed" if chapter.name in ran else "unchanged")
+        table.add_row(
+            chapter.name, f"{recorded.get('seconds', 0):.1f}", "executed" if chapter.name in ran else "unchanged"
+        )
     console.print(table)
     figures = len(list((root / "book" / "_static" / "figures").glob("*.csv")))
     page = root / "book" / "_build" / "html" / "index.html"

@@ -157,9 +157,7 @@ class Claim:
             f"<td>{'yes' if e.passes else 'no'}</td><td>{e.role}</td><td>{e.route}</td></tr>"
             for e in self.evidence
         )
-        heads = "".join(
-            f"<th>{h}</th>" for h in ("measured", "value", "predicted", "met", "reading", "route")
-        )
+        heads = "".join(f"<th>{h}</th>" for h in ("measured", "value", "predicted", "met", "reading", "route"))
         return (
             f'<div class="claim" id="claim-{self.id}"><p><strong>{self.id}</strong>: {_badge(self.verdict)}</p>'
             f'<div class="claim-table" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
@@ -218,7 +216,9 @@ def _badge(verdict: str) -> str:
 
 def _decisive(record: dict[str, Any]) -> str:
     evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
-    return f"{evidence['name']}: {_number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
+    return (
+        f"{evidence['name']}: {_number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
+    )
 
 
 def _number(value: float) -> str:

@@ -24,14 +24,15 @@ import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, LogLocator
+from torch import Tensor
 
 from .results import results_directory, write_atomically
 
 INK, INK_DARK = "#20242a", "#e8e6e3"
 GRID, GRID_DARK = "#d8dade", "#43474e"
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = (
-    matplotlib.colors.to_hex(c) for c in sns.color_palette("colorblind")[:5]
-)
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = (matplotlib.colors.to_hex(c) for c in sns.color_palette("colorblind")[:5])
 COLORS = {"full": _BLUE, "lora": _ORANGE, "bound": _RED, "other": _GREEN, "third": _PURPLE, "theory": INK}
 """Colour by meaning: full fine-tuning, LoRA, a bound or edge, further series, a theoretical curve."""
 
@@ -119,9 +120,7 @@ def save(
     if unknown:
         raise ValueError(f"tolerance must name columns among {list(frame.columns)}; got {sorted(unknown)}")
     frame.columns = frame.columns.map(str)
-    columns = {
-        str(column): {**TOLERANCE, **(tolerance or {}).get(str(column), {})} for column in frame.columns
-    }
+    columns = {str(column): {**TOLERANCE, **(tolerance or {}).get(str(column), {})} for column in frame.columns}
     for column in frame.select_dtypes("float"):
         frame[column] = frame[column].where(frame[column].abs() >= columns[str(column)]["atol"], 0.0)
 
@@ -162,9 +161,21 @@ def rate_line(ax: Axes, x: Sequence[float], y: Sequence[float], rate: float, lab
 def log_axes(ax: Axes, xlabel: str, ylabel: str, ticks: Sequence[float] | None = None) -> None:
     """Logarithmic axes with labels; `ticks` writes the values of x that were run as plain numbers."""
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    low, high = ax.get_ylim()
+    if high < 1000 * low:  # powers of ten alone would leave too few labels
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ticks is not None:
         ax.set_xticks(list(ticks), [f"{t:g}" for t in ticks])
         ax.minorticks_off()
+
+
+def kernel_panel(ax: Axes, kernel: Tensor, title: str, top: float) -> AxesImage:
+    """A kernel matrix (n, n) as a picture, colour from 0 to `top`; larger values take the last colour."""
+    image = ax.imshow(kernel.numpy(), cmap="cividis", vmin=0.0, vmax=top, interpolation="nearest")
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.grid(visible=False)
+    return image
 
 
 def _revision() -> str:

@@ -52,13 +52,9 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
     if y.dtype != torch.int64:
         raise TypeError(f"y must be int64 class indices for 'cross_entropy'; got dtype {y.dtype}")
     if len(y) != n or bool(((y < 0) | (y >= C)).any()):
-        raise ValueError(
-            f"y must hold {n} class indices from 0 to {C - 1}; got {len(y)} from {y.min()} to {y.max()}"
-        )
+        raise ValueError(f"y must hold {n} class indices from 0 to {C - 1}; got {len(y)} from {y.min()} to {y.max()}")
     if C == 1:
-        raise ValueError(
-            "loss 'cross_entropy' needs two outputs or more; with one output its gradient is always 0"
-        )
+        raise ValueError("loss 'cross_entropy' needs two outputs or more; with one output its gradient is always 0")
     return torch.softmax(outputs, dim=1) - torch.nn.functional.one_hot(y, C)
 
 
@@ -127,9 +123,7 @@ def fisher_spectrum(
     -----
     Statement ``thm-fisher``, spectrum form.
     """
-    eigenvalues = torch.linalg.eigvalsh(
-        loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters) / len(x)
-    )
+    eigenvalues = torch.linalg.eigvalsh(loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters) / len(x))
     return nonzero(eigenvalues).flip(0)
 
 

@@ -140,9 +140,7 @@ def lora_ntk_sweep(
         raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
     x2 = check_inputs(model, x1, x2)
     draws = [
-        {name: lora.scaling * A for name, A in lora.sample(model, seed).items()}
-        for lora in loras
-        for seed in seeds
+        {name: lora.scaling * A for name, A in lora.sample(model, seed).items()} for lora in loras for seed in seeds
     ]
     names = list(dict.fromkeys(name for draw in draws for name in draw))
     factors1 = LayerFactors.from_model(model, x1, names)
@@ -162,9 +160,7 @@ def _trainable(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Tens
         owners = linear_layers(model, layers)
         parameters = {name: p for name, p in parameters.items() if name.rpartition(".")[0] in owners}
     if not parameters:
-        raise ValueError(
-            "model must have a trainable parameter (requires_grad=True) among the layers asked for"
-        )
+        raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
     return parameters
 
 
@@ -175,12 +171,7 @@ def _layers_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[str] 
     except ValueError:
         return None
     owners = {name.rpartition(".")[0] for name in parameters}
-    uses = [
-        name
-        for name, p in model.named_parameters(remove_duplicate=False)
-        for q in parameters.values()
-        if p is q
-    ]
+    uses = [name for name, p in model.named_parameters(remove_duplicate=False) for q in parameters.values() if p is q]
     if not owners <= linear.keys() or len(uses) != len(parameters):
         return None
     return [name for name in linear if name in owners]
@@ -222,9 +213,7 @@ def _by_vector_products(model: nn.Module, parameters: dict[str, Tensor], x1: Ten
     return columns.reshape(n2, C, len(x1), C).permute(2, 3, 0, 1).contiguous().detach()
 
 
-def _layerwise(
-    model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor, output: str
-) -> Tensor:
+def _layerwise(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor, output: str) -> Tensor:
     names = _layers_of(model, parameters)
     if names is None:
         raise ValueError(

@@ -46,13 +46,8 @@ def linear_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[
     unknown = [name for name in names if name not in found]
     if unknown or not names:
         modules = dict(model.named_modules())
-        kinds = [
-            f"{n!r} ({type(modules[n]).__name__})" if n in modules else f"{n!r} (no such layer)"
-            for n in unknown
-        ]
-        raise ValueError(
-            f"layers must name nn.Linear layers among {list(found)}; got {', '.join(kinds) or 'none'}"
-        )
+        kinds = [f"{n!r} ({type(modules[n]).__name__})" if n in modules else f"{n!r} (no such layer)" for n in unknown]
+        raise ValueError(f"layers must name nn.Linear layers among {list(found)}; got {', '.join(kinds) or 'none'}")
     return {name: found[name] for name in found if name in names}
 
 
@@ -110,9 +105,7 @@ class LayerFactors:
 
         def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
             def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-                probe = torch.zeros_like(
-                    y, requires_grad=True
-                )  # dF/dprobe is dF/dy, whether or not W is frozen
+                probe = torch.zeros_like(y, requires_grad=True)  # dF/dprobe is dF/dy, whether or not W is frozen
                 inputs[name].append(args[0].detach())
                 probes[name].append(probe)
                 return y + probe
@@ -148,9 +141,7 @@ class LayerFactors:
         pair = (self.activations[name], other.activations[name])
         return _contract([pair], self.cotangents[name], other.cotangents[name], output)[0]
 
-    def adapter_grams(
-        self, other: LayerFactors, name: str, matrices: Sequence[Tensor], output: str = "full"
-    ) -> Tensor:
+    def adapter_grams(self, other: LayerFactors, name: str, matrices: Sequence[Tensor], output: str = "full") -> Tensor:
         """Share of B in W + B A at B = 0, for each A (rank, fan_in) in `matrices`; scaling belongs into A.
 
         Returns
@@ -185,9 +176,7 @@ def check_inputs(model: nn.Module, x1: Tensor, x2: Tensor | None) -> Tensor:
     check_tensor("x2", x2, floating=False)
     check_same_kind("x2", x2, "x1", x1)
     if x2.shape[1:] != x1.shape[1:]:
-        raise ValueError(
-            f"x2 must match x1 past the first axis, {tuple(x1.shape[1:])}; got {tuple(x2.shape[1:])}"
-        )
+        raise ValueError(f"x2 must match x1 past the first axis, {tuple(x1.shape[1:])}; got {tuple(x2.shape[1:])}")
     return x2
 
 

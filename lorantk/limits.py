@@ -101,7 +101,7 @@ def _layer_shares(depth: int, lora: LoRA | None) -> list[float]:
     if lora is None:
         return [1.0] * depth
     if isinstance(lora.variance, str):
-        raise ValueError(  # noqa: TRY004 - a value of an allowed type without a limit
+        raise ValueError(
             f"lora.variance must be a number at infinite width; {lora.variance!r} shrinks with the fan-in, so its "
             "kernel vanishes. Give sigma_a^2 itself, such as 1 / rank"
         )
@@ -146,9 +146,7 @@ def _erf_moments(c: _Covariance, v: float) -> tuple[_Covariance, Tensor]:
     determinant = c.variance1 * c.variance2 * torch.sin(c.angle) ** 2
     remainder = 1 + 2 * (c.variance1 + c.variance2) + 4 * determinant
     cross = v * 2 / math.pi * torch.atan2(2 * c.cross, remainder.sqrt())
-    variance1, variance2 = (
-        v * 2 / math.pi * torch.asin(2 * k / (1 + 2 * k)) for k in (c.variance1, c.variance2)
-    )
+    variance1, variance2 = (v * 2 / math.pi * torch.asin(2 * k / (1 + 2 * k)) for k in (c.variance1, c.variance2))
     following = _with_angle(variance1, variance2, cross)
     return following, v * 4 / math.pi / remainder.sqrt()
 

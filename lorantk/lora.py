@@ -82,9 +82,7 @@ class LoRA:
         check_real("scaling", self.scaling, minimum=0.0, exclusive=True)
         self.entry_variance(1)
         if isinstance(self.layers, str):
-            raise TypeError(
-                f"layers must be a sequence of names, such as ({self.layers!r},); got a single string"
-            )
+            raise TypeError(f"layers must be a sequence of names, such as ({self.layers!r},); got a single string")
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
 
@@ -99,9 +97,7 @@ class LoRA:
             except ValueError:
                 slash = ""
             if slash != "/" or denominator.strip() != "n":
-                raise ValueError(
-                    f"variance must be a number, 'peft' or 'k/n' such as '0.5/n'; got {self.variance!r}"
-                )
+                raise ValueError(f"variance must be a number, 'peft' or 'k/n' such as '0.5/n'; got {self.variance!r}")
             check_real("variance", value, minimum=0.0)
             return value / fan_in
         check_real("variance", self.variance, minimum=0.0)
@@ -122,9 +118,7 @@ class LoRA:
         for name, layer in linear_layers(model, self.layers).items():
             fan_in = layer.in_features
             if self.rank > fan_in:
-                raise ValueError(
-                    f"rank must be at most the fan-in {fan_in} of layer {name!r}; got {self.rank}"
-                )
+                raise ValueError(f"rank must be at most the fan-in {fan_in} of layer {name!r}; got {self.rank}")
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             deviation = math.sqrt(self.entry_variance(fan_in))
@@ -138,9 +132,7 @@ class LoRA:
 
     def attach(self, model: nn.Module, seed: int = 0) -> nn.Module:
         """Copy of `model` with freshly drawn adapters, B = 0, ready to be trained: see `attach`."""
-        return attach(
-            model, {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()}
-        )
+        return attach(model, {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()})
 
 
 def attach(model: nn.Module, adapters: Mapping[str, Tensor | Adapter]) -> nn.Module:
@@ -205,14 +197,10 @@ def adapted(
     chosen = {}
     for name, entry in adapters.items():
         if isinstance(entry, Adapter) and lora is not None:
-            raise ValueError(
-                f"lora must be None where adapters carry their own scaling, as adapters[{name!r}] does"
-            )
+            raise ValueError(f"lora must be None where adapters carry their own scaling, as adapters[{name!r}] does")
         chosen[name] = entry if isinstance(entry, Adapter) else Adapter(entry, None, scaling)
         if lora is not None and len(chosen[name].A) != lora.rank:
-            raise ValueError(
-                f"adapters[{name!r}] must have lora.rank = {lora.rank} rows; got {len(chosen[name].A)}"
-            )
+            raise ValueError(f"adapters[{name!r}] must have lora.rank = {lora.rank} rows; got {len(chosen[name].A)}")
     if layers is not None:
         linear_layers(model, layers)
         missing = [name for name in layers if name not in chosen]
@@ -266,9 +254,7 @@ def _check_adapter(name: str, adapter: Adapter, layer: nn.Linear) -> None:
     check_real(f"adapters[{name!r}].scaling", adapter.scaling, minimum=0.0, exclusive=True)
     rank, fan_in = adapter.A.shape
     if fan_in != layer.in_features:
-        raise ValueError(
-            f"adapters[{name!r}].A must have shape (rank, {layer.in_features}); got {(rank, fan_in)}"
-        )
+        raise ValueError(f"adapters[{name!r}].A must have shape (rank, {layer.in_features}); got {(rank, fan_in)}")
     if rank > fan_in:
         raise ValueError(f"adapters[{name!r}].A has rank {rank}, above the fan-in {fan_in} of its layer")
     if adapter.B is not None:

@@ -104,9 +104,7 @@ def is_negative_semidefinite(M: Tensor, tol: float) -> bool:
     return bool(torch.linalg.eigvalsh(M)[-1] <= tol)
 
 
-def information_bits(
-    eigenvalues: Tensor, *, rtol: float | None = None, regularization: float | None = None
-) -> Tensor:
+def information_bits(eigenvalues: Tensor, *, rtol: float | None = None, regularization: float | None = None) -> Tensor:
     """Half the log pseudo-determinant of a Fisher information matrix, in nats.
 
     Parameters
@@ -135,9 +133,7 @@ def information_bits(
     eigenvalues = _check_spectrum(eigenvalues)
     if regularization is not None:
         if rtol is not None:
-            raise ValueError(
-                "rtol must be None beside regularization: a regularised spectrum has no threshold"
-            )
+            raise ValueError("rtol must be None beside regularization: a regularised spectrum has no threshold")
         check_real("regularization", regularization, minimum=0.0, exclusive=True)
         return 0.5 * torch.log1p(eigenvalues.clamp(min=0.0) / regularization).sum()
     positive = nonzero(eigenvalues, rtol)
@@ -202,9 +198,7 @@ def _check_spectrum(eigenvalues: Tensor) -> Tensor:
     eigenvalues = check_tensor("eigenvalues", eigenvalues, ndim=1)
     slack = 100 * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.abs().max()
     if eigenvalues.min() < -slack:
-        raise ValueError(
-            f"eigenvalues must not be negative beyond round-off; got {eigenvalues.min().item():.6g}"
-        )
+        raise ValueError(f"eigenvalues must not be negative beyond round-off; got {eigenvalues.min().item():.6g}")
     return eigenvalues
 
 

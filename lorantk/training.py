@@ -57,9 +57,7 @@ def gradient_descent(
         optimizer.zero_grad()
         outputs = check_outputs(trained(x), len(x))
         if not bool(torch.isfinite(outputs).all()):
-            raise FloatingPointError(
-                f"outputs are not finite at step {step}: lower learning_rate = {learning_rate}"
-            )
+            raise FloatingPointError(f"outputs are not finite at step {step}: lower learning_rate = {learning_rate}")
         outputs.backward(loss_cotangents(outputs.detach(), y, loss) / len(x))
         optimizer.step()
     return trained

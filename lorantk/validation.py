@@ -39,9 +39,7 @@ def check_tensor(name: str, value: object, *, ndim: int | None = None, floating:
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s); got shape {tuple(value.shape)}")
     if value.ndim == 0 or value.numel() == 0:
-        raise ValueError(
-            f"{name} must hold at least one entry along each axis; got shape {tuple(value.shape)}"
-        )
+        raise ValueError(f"{name} must hold at least one entry along each axis; got shape {tuple(value.shape)}")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor; got dtype {value.dtype}")
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
