@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,8 @@ def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome
     notebooks = stage / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     parameters = chapter.defaults() | overrides
+    kernels_log = (chapter.root / "book" / "_build" / "kernels.log").open("ab")
+    os.dup2(kernels_log.fileno(), sys.stderr.fileno())  # start-up chatter of the kernels; errors come back in full
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a chapter; chapters run side by side
     os.environ["LORANTK_RESULTS"] = "../_static"
     os.environ["LORANTK_CHAPTER"] = chapter.name
@@ -133,7 +136,7 @@ def render(root: Path) -> bool:
 
     Raises
     ------
-    subprocess.CalledProcessError
+    typer.Exit
         If Sphinx warns or fails; the previous html stays.
     """
     build, html = root / "book" / "_build", root / "book" / "_build" / "html"
@@ -143,15 +146,17 @@ def render(root: Path) -> bool:
     if stamp.exists() and stamp.read_text() == fingerprint:
         return False
     stage = build / "render"
-    command = [sys.executable, "-m", "jupyter_book.cli.main", "build", "book", "--config", "_config.yml",
-               "--path-output", str(stage), "-W", "-q"]  # fmt: skip
+    program = Path(sys.executable).with_name("jupyter-book")
+    command = [program, "build", "book", "--config", "_config.yml", "--path-output", stage, "-W"]
     log = build / "render.log"
     with log.open("w") as stream:
         status = subprocess.run(command, cwd=root, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
-    if status != 0:
+    if status != 0 or not (stage / "_build" / "html" / "index.html").exists():
         shutil.rmtree(stage, ignore_errors=True)  # or the next, incremental run would not repeat the warning
-        console.print(log.read_text()[-4000:], markup=False)
-        raise subprocess.CalledProcessError(status, command)
+        said = [line for line in log.read_text().splitlines() if re.search("warning|error", line, re.IGNORECASE)]
+        console.print("\n".join(said), markup=False, highlight=False)
+        console.print(f"the book was not rendered, the previous one stays; the whole log is in {log}")
+        raise typer.Exit(1)
     fresh, old = build / "html.new", build / "html.old"
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)

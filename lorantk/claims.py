@@ -186,9 +186,9 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
     lines = ["| id | statement | verdict | decisive number | proof | figure |", "|---|---|---|---|---|---|"]
     for record in load_claims(claims_dir):
         page = f"{link_prefix}{record['chapter']}.html"
-        figure = f"[figure]({page}#fig-{record['figure']})" if record["figure"] else ""
+        figure = _link("figure", f"{page}#fig-{record['figure']}") if record["figure"] else ""
         cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record),
-                 f"[proof]({page}#{record['proof']})", figure]  # fmt: skip
+                 _link("proof", f"{page}#{record['proof']}"), figure]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -208,6 +208,10 @@ def render_summary(claims_dir: Path) -> str:
     verdicts = [record["verdict"] for record in load_claims(claims_dir)]
     counts = [f"{verdicts.count(v)} {_badge(v)}" for v in VERDICTS if v in verdicts]
     return f"Of {len(verdicts)} statements checked so far: {', '.join(counts)}.\n"
+
+
+def _link(text: str, target: str) -> str:
+    return f'<a href="{target}">{text}</a>'
 
 
 def _badge(verdict: str) -> str:

@@ -23,6 +23,7 @@ import pandas as pd
 import seaborn as sns
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator
@@ -176,6 +177,16 @@ def kernel_panel(ax: Axes, kernel: Tensor, title: str, top: float) -> AxesImage:
     ax.set(title=title, xticks=[], yticks=[])
     ax.grid(visible=False)
     return image
+
+
+def phase_panel(ax: Axes, data: pd.DataFrame, x: str, y: str, value: str) -> QuadMesh:
+    """Heat map of `value` over a full grid of `x` and `y`, each a column of `data`."""
+    table = data.pivot_table(index=y, columns=x, values=value)
+    mesh = ax.pcolormesh(
+        table.columns, table.index, table.to_numpy(), cmap="cividis", shading="nearest", rasterized=True
+    )
+    ax.grid(visible=False)
+    return mesh
 
 
 def _revision() -> str:

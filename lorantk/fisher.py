@@ -22,13 +22,14 @@ from .validation import check_choice, check_same_kind, check_tensor
 
 
 def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> Tensor:
-    """d = dL/dF for each input: softmax(F) - onehot(y) for "cross_entropy", F - y for "squared_error" (|F - y|^2 / 2).
+    """d = dL/dF for each input: softmax(F) - onehot(y) for "cross_entropy", F - y for "squared_error".
 
     Parameters
     ----------
     outputs : Tensor (n, C)
     y : Tensor
-        (n,) int64 class indices for "cross_entropy"; (n, C) in the dtype of `outputs` for "squared_error".
+        (n,) int64 class indices for "cross_entropy"; (n, C) in the dtype of `outputs` for "squared_error", which is
+        half the squared distance between F and y.
 
     Returns
     -------

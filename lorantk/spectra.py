@@ -1,6 +1,7 @@
 """Spectra of A^T A - I and scalar summaries of a spectrum: when is LoRA's kernel below full fine-tuning's?
 
-Statements ``thm-nsd``, ``cor-ideal``, ``eq-6``, ``eq-7``. Sources: Marchenko and Pastur (1967); Davidson and Szarek (2001).
+Statements ``thm-nsd``, ``cor-ideal``, ``eq-6``, ``eq-7``. Sources: Marchenko and Pastur (1967); Davidson and Szarek
+(2001).
 """
 
 from __future__ import annotations
@@ -68,6 +69,25 @@ def marchenko_pastur_edges(rank: int, width: int, variance: float) -> tuple[floa
     return variance * width * (1 - ratio) ** 2, variance * width * (1 + ratio) ** 2
 
 
+def marchenko_pastur_density(x: Tensor, rank: int, width: int, variance: float) -> Tensor:
+    """Density of the nonzero eigenvalues of A^T A at the points `x` (k,); 0 outside `marchenko_pastur_edges`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On bad points, a rank outside 1..width or a variance that is not above 0.
+
+    Notes
+    -----
+    Statement ``thm-nsd``. Source: Marchenko and Pastur (1967).
+    """
+    x = check_tensor("x", x, ndim=1)
+    check_real("variance", variance, minimum=0.0, exclusive=True)
+    low, high = marchenko_pastur_edges(rank, width, variance)
+    inside = ((high - x) * (x - low)).clamp(min=0.0)
+    return inside.sqrt() / (2 * math.pi * variance * rank * x.where(inside > 0, 1.0))
+
+
 def nsd_variance_bound(rank: int, width: int) -> float:
     """Largest s^2 sigma_a^2 for which s^2 A^T A - I is negative semi-definite at large width: 1/(sqrt(r)+sqrt(n))^2.
 
@@ -97,7 +117,7 @@ def is_negative_semidefinite(M: Tensor, tol: float) -> bool:
 
     Notes
     -----
-    Statement ``thm-nsd``. Round-off moves eigenvalues by about n eps max|lambda|: a `tol` below that cannot be met.
+    Statement ``thm-nsd``. Round-off moves eigenvalues by about n eps times the norm of M: a `tol` below that cannot be met.
     """
     M = check_square("M", M)
     check_real("tol", tol, minimum=0.0)
