@@ -40,7 +40,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## remove all that was generated, and .venv
-	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/_static/mathjax book/claims.md
+	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/claims.md
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'

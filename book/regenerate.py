@@ -140,7 +140,6 @@ def render(root: Path) -> bool:
         If Sphinx warns or fails; the previous html stays.
     """
     build, html = root / "book" / "_build", root / "book" / "_build" / "html"
-    copy_mathjax(root / "book" / "_static" / "mathjax")
     fingerprint = _render_hash(root)
     stamp = html / ".fingerprint"
     if stamp.exists() and stamp.read_text() == fingerprint:
@@ -161,6 +160,7 @@ def render(root: Path) -> bool:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(stage / "_build" / "html", fresh)
+    copy_mathjax(fresh / "_static" / "mathjax")
     (fresh / ".fingerprint").write_text(fingerprint)
     if html.exists():
         html.rename(old)
@@ -170,17 +170,15 @@ def render(root: Path) -> bool:
 
 
 def copy_mathjax(target: Path) -> None:
-    """Copy the parts of MathJax 3 that a page asks for from the installed wheel: mathematics without a network."""
-    if target.exists():
-        return
+    """Copy the parts of MathJax 3 that a page asks for from the installed wheel: mathematics without a network.
+
+    Not by way of book/_static: Jupyter Book would load every script it finds there on every page.
+    """
     import mathjax
 
     source = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
-    temporary = target.with_name(".mathjax.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source / "input" / "tex" / "extensions", temporary / "input" / "tex" / "extensions")
-    shutil.copyfile(source / "tex-svg.js", temporary / "tex-svg.js")
-    temporary.rename(target)
+    shutil.copytree(source / "input" / "tex" / "extensions", target / "input" / "tex" / "extensions")
+    shutil.copyfile(source / "tex-svg.js", target / "tex-svg.js")
 
 
 def _render_hash(root: Path) -> str:

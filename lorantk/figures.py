@@ -43,6 +43,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-12}
 """Declared agreement of a recorded column across machines, unless `save` is told otherwise (float64 results)."""
 
+matplotlib.use("agg")  # a figure shows itself once, through what `save` returns
 matplotlib.rcParams.update(
     {
         "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK,

@@ -1,0 +1,144 @@
+"""Each rendered page in headless Chromium with the network off, on a desktop and on a phone, light and dark."""
+
+import os
+import re
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urljoin, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HTML = ROOT / "book" / "_build" / "html"
+SHOTS = ROOT / "book" / "_build" / "screenshots"
+PAGES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
+PATHS = ["index.html", "claims.html", "api.html", "bibliography.html", *(f"notebooks/{page}.html" for page in PAGES)]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+REQUIRED = os.environ.get("LORANTK_REQUIRE_BOOK") == "1"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("book"),
+    pytest.mark.skipif(CHROMIUM is None and not REQUIRED, reason="Chromium is not installed"),
+    pytest.mark.skipif(not HTML.exists() and not REQUIRED, reason="the book has not been built: make book"),
+]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=str(HTML)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield instance
+        instance.close()
+
+
+def open_page(browser, site, path, *, width=1280, scheme="light"):
+    """The page after MathJax has finished, with what it asked other hosts for and what it wrote to the console."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    trouble = []
+
+    def gate(route):
+        if route.request.url.startswith((site, "data:", "blob:")):
+            route.continue_()
+        else:
+            trouble.append(f"request to another host: {route.request.url}")
+            route.abort()
+
+    page.route("**/*", gate)
+    page.on("console", lambda m: trouble.append(f"console: {m.text}") if m.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(f"script: {error}"))
+    page.on("response", lambda r: trouble.append(f"status {r.status}: {r.url}") if r.status >= 400 else None)
+    page.goto(site + path)
+    page.wait_for_function("!window.MathJax || (MathJax.startup && MathJax.startup.promise)")
+    page.evaluate("window.MathJax ? MathJax.startup.promise : null")
+    return context, page, trouble
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_page_renders_whole_without_a_network(browser, site, path):
+    context, page, trouble = open_page(browser, site, path)
+    assert trouble == []
+    text = page.evaluate(
+        "() => { const a = document.querySelector('article').cloneNode(true);"
+        "a.querySelectorAll('pre, code, mjx-container, script').forEach(e => e.remove()); return a.textContent }"
+    )
+    assert not re.search(r"\\[a-zA-Z]{2,}|\\\(|\$\$|\{(?:eq|cite|prf|doc|ref)[:}]", text), (
+        "raw TeX or markup in the text"
+    )
+    assert page.locator("mjx-merror").count() == 0
+    if path.startswith("notebooks/"):
+        assert page.locator("mjx-container").count() > 5
+        assert page.locator("figure.lorantk-figure").count() >= 1
+        assert page.locator(".claim").count() >= 1
+    broken = page.evaluate(
+        "async () => { const all = [...document.querySelectorAll('article img')];"
+        "all.forEach(i => i.loading = 'eager'); await Promise.all(all.map(i => i.decode().catch(() => 0)));"
+        "return all.filter(i => !i.naturalWidth || !i.alt).map(i => i.src) }"
+    )
+    assert broken == []
+    context.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site, path, device, width, scheme):
+    context, page, _ = open_page(browser, site, path, width=width, scheme=scheme)
+    page.wait_for_timeout(200)
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    figures = page.locator("figure.lorantk-figure")
+    for index in range(figures.count()):
+        shown = figures.nth(index).locator(f"img.only-{scheme}")
+        other = figures.nth(index).locator(f"img.only-{'dark' if scheme == 'light' else 'light'}")
+        assert shown.is_visible()
+        assert not other.is_visible()
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 1, f"the page is {overflow} px wider than the screen"
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    name = path.removesuffix(".html").replace("/", "-")
+    page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
+    context.close()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_internal_links_lead_somewhere(browser, site, path):
+    context, page, _ = open_page(browser, site, path)
+    links = page.evaluate("[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))")
+    dead = []
+    for link in set(links):
+        target = urlsplit(urljoin(f"{site}{path}", link))
+        if target.scheme not in ("http", "https") or f"{target.scheme}://{target.netloc}/" != site:
+            continue
+        file = HTML / (unquote(target.path).lstrip("/") or "index.html")
+        anchor = unquote(target.fragment)
+        if not file.exists() or (anchor and f'id="{anchor}"' not in file.read_text()):
+            dead.append(link)
+    assert dead == []
+    context.close()
+
+
+def test_every_source_has_its_page():
+    assert [path for path in PATHS if not (HTML / path).exists()] == []
