@@ -33,11 +33,11 @@ STATEMENTS: dict[str, str] = {
     "ntk-limit-lora": "At infinite width the tangent kernel of LoRA is deterministic",
     "ntk-constant": "At infinite width the tangent kernel stays constant while full fine-tuning trains",
     "eq-8": "The infinite-width kernel obeys a recursion over layers",
-    "eq-9": "Sigma is the Gaussian expectation of products of activations",
+    "eq-9": "Σ is the Gaussian expectation, and the sum over neurons, of products of activations",
     "lem-lora-ntk": "LoRA's kernel is the recursion with A between the activations",
-    "thm-relation": "LoRA's kernel is full fine-tuning's plus Delta_r",
-    "thm-nsd": "M is negative semi-definite when sigma_a^2 < 1/n and r <= n",
-    "cor-ideal": "At r = n and sigma_a^2 = 1/n the matrix M converges to 0",
+    "thm-relation": "LoRA's kernel is full fine-tuning's plus Δᵣ",
+    "thm-nsd": "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+    "cor-ideal": "At r = n and σₐ² = 1/n the matrix M converges to 0",
     "premise": "Under PEFT's defaults the premise of the theorems is met",
 }
 """Every statement that must carry a claim: id and one line in our own words, in the order of the poster."""

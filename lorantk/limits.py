@@ -25,8 +25,12 @@ from .lora import LoRA
 from .networks import ACTIVATIONS
 from .validation import check_choice, check_integer, check_real, check_same_kind, check_tensor
 
-QUADRATURE_NODES = 96
-"""Gauss-Hermite nodes per axis for activations without a closed form: for tanh at v <= 2, relative error below 1e-8."""
+QUADRATURE_NODES = 320
+"""Gauss-Hermite nodes per axis for activations without a closed form.
+
+The poles of tanh slow the convergence: at a pre-activation variance of 4 the relative error of dotSigma is 1e-3 with
+64 nodes, 1e-5 with 128 and below 1e-8 with 320.
+"""
 
 
 class _Covariance(NamedTuple):

@@ -36,8 +36,9 @@ class LoRALinear(nn.Module):
         rank, fan_in = adapter.A.shape
         self.base = base
         self.scaling = adapter.scaling * prefactor(base)
-        self.down = nn.Linear(fan_in, rank, bias=False)
-        self.up = nn.Linear(rank, base.out_features, bias=False)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global random state
+            self.down = nn.Linear(fan_in, rank, bias=False)
+            self.up = nn.Linear(rank, base.out_features, bias=False)
         up = base.weight.new_zeros(base.out_features, rank) if adapter.B is None else adapter.B
         self.down.weight = nn.Parameter(adapter.A.detach().clone())
         self.up.weight = nn.Parameter(up.detach().clone())

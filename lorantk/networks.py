@@ -97,11 +97,14 @@ def mlp(
         if modules:
             modules.append(ACTIVATIONS[activation]())
         standard_normal = torch.randn(fan_out, fan_in, generator=generator, dtype=torch.float64)
-        layer: nn.Linear
-        if parametrization == "ntk":
-            layer, scale = NTKLinear(fan_in, fan_out, weight_variance, bias), 1.0
-        else:
-            layer, scale = nn.Linear(fan_in, fan_out, bias=bias), math.sqrt(weight_variance / fan_in)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global random state
+            layer = (
+                NTKLinear(fan_in, fan_out, weight_variance, bias)
+                if parametrization == "ntk"
+                else nn.Linear(fan_in, fan_out, bias=bias)
+            )
+        layer = layer.to_empty(device=torch.get_default_device())
+        scale = 1.0 if parametrization == "ntk" else math.sqrt(weight_variance / fan_in)
         with torch.no_grad():
             layer.weight.copy_(scale * standard_normal)
             if bias:

@@ -1,0 +1,123 @@
+"""Adapters: how they are drawn, and that they are PEFT's."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lorantk import Adapter, LoRA, attach, mlp, read_peft
+from strategies import gaussian, relative
+
+WIDE = mlp([400, 300, 1])
+
+
+def test_same_seed_same_draw_and_another_seed_another():
+    lora = LoRA(4)
+    first, again, other = lora.sample(WIDE, 1), lora.sample(WIDE, 1), lora.sample(WIDE, 2)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_adapting_fewer_layers_leaves_the_others_draw():
+    assert torch.equal(LoRA(4, layers=["2"]).sample(WIDE, 1)["2"], LoRA(4).sample(WIDE, 1)["2"])
+
+
+def test_global_random_state_is_untouched():
+    before = torch.random.get_rng_state()
+    LoRA(2).attach(mlp([3, 4, 1]), 0)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("variance", "expected"), [("peft", 1 / 1200), ("0.5/n", 0.5 / 400), (0.3, 0.3)])
+def test_entries_have_the_variance_asked_for(variance, expected):
+    A = LoRA(200, variance, layers=["0"]).sample(WIDE, 0)["0"]
+    # 80,000 entries: relative standard error of a variance is at most sqrt(2 / 80000) = 0.005; four of them
+    assert abs(A.var().item() / expected - 1) < 0.02
+    assert abs(A.mean().item()) < 4 * (expected / A.numel()) ** 0.5
+
+
+def test_peft_variance_is_uniform_within_its_bound():
+    A = LoRA(200, layers=["0"]).sample(WIDE, 0)["0"]
+    assert 0.99 / 20 < A.abs().max() <= 1 / 20
+
+
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_same_function_gradient_and_merged_weight_as_peft(stabilised):
+    peft = pytest.importorskip("peft")
+    base = mlp([5, 6, 3], "tanh", "standard", bias=True).double()
+    config = peft.LoraConfig(r=2, lora_alpha=3, use_rslora=stabilised, target_modules=["0", "2"])
+    theirs = peft.get_peft_model(copy.deepcopy(base), config).double()
+    trainable = [p for p in theirs.parameters() if p.requires_grad]
+    for index, parameter in enumerate(trainable):
+        parameter.data = gaussian(*parameter.shape, seed=index)
+    adapters = read_peft(theirs)
+    ours = attach(base, adapters)
+    x = gaussian(4, 5, seed=0)
+    assert adapters["0"].scaling == pytest.approx(3 / 2**0.5 if stabilised else 1.5)
+    assert relative(ours(x), theirs(x)) < 1e-13
+    mine = torch.autograd.grad(ours(x).square().sum(), [p for p in ours.parameters() if p.requires_grad])
+    other = torch.autograd.grad(theirs(x).square().sum(), trainable)
+    assert max(relative(a, b) for a, b in zip(mine, other, strict=True)) < 1e-13
+    entry = adapters["0"]
+    assert relative(base[0].weight + entry.scaling * entry.B @ entry.A, theirs.merge_and_unload()[0].weight) < 1e-13
+
+
+def test_attaching_leaves_the_model_alone_and_starts_at_its_function():
+    model = mlp([3, 4, 2]).double()
+    before = copy.deepcopy(model.state_dict())
+    adapted = LoRA(2).attach(model, 0)
+    x = gaussian(5, 3, seed=0)
+    assert torch.equal(adapted(x), model(x))
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert {name.split(".")[1] for name, p in adapted.named_parameters() if p.requires_grad} == {"down", "up"}
+
+
+def test_adapter_shares_the_prefactor_of_its_layer():
+    model = mlp([3, 2], weight_variance=3.0).double()
+    A, B = gaussian(2, 3, seed=0), gaussian(2, 2, seed=1)
+    x = gaussian(4, 3, seed=2)
+    expected = x @ (model[0].weight + 2.0 * B @ A).T  # prefactor sqrt(3 / 3) = 1
+    assert relative(attach(model, {"0": Adapter(A, B, 2.0)})(x), expected) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rank": 0}, ValueError, "rank must be at least 1"),
+        ({"rank": 1.5}, TypeError, "rank must be an int"),
+        ({"rank": 2, "variance": -1.0}, ValueError, "variance must be finite and at least 0"),
+        ({"rank": 2, "variance": "1/m"}, ValueError, "variance must be a number, 'peft' or 'k/n'"),
+        ({"rank": 2, "variance": "xavier"}, ValueError, "variance must be a number, 'peft' or 'k/n'"),
+        ({"rank": 2, "variance": "-1/n"}, ValueError, "variance must be finite and at least 0"),
+        ({"rank": 2, "scaling": 0.0}, ValueError, "scaling must be finite and above 0"),
+        ({"rank": 2, "scaling": float("nan")}, ValueError, "scaling must be finite"),
+        ({"rank": 2, "layers": "0"}, TypeError, "layers must be a sequence"),
+    ],
+)
+def test_bad_configuration_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        LoRA(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "error", "message"),
+    [
+        ({"0": gaussian(4, 3, seed=0)}, ValueError, "rank 4, above the fan-in 3"),
+        ({"0": gaussian(2, 3, seed=0).float()}, TypeError, "dtype torch.float32"),
+        ({"0": Adapter(gaussian(2, 3, seed=0), gaussian(2, 2, seed=0))}, ValueError, "B must have shape \\(4, 2\\)"),
+        ({"0": Adapter(gaussian(2, 3, seed=0), None, -1.0)}, ValueError, "scaling must be finite and above 0"),
+        ({"1": gaussian(2, 3, seed=0)}, ValueError, "'1' \\(ReLU\\)"),
+    ],
+)
+def test_bad_adapters_are_named(adapters, error, message):
+    with pytest.raises(error, match=message):
+        attach(mlp([3, 4, 2]).double(), adapters)
+
+
+def test_layers_that_cannot_be_adapted_are_refused():
+    with pytest.raises(ValueError, match=r"model has no nn\.Linear layer"):
+        LoRA(1).sample(nn.Sequential(nn.Conv2d(1, 1, 1)), 0)
+    with pytest.raises(TypeError, match="model must be a peft.PeftModel"):
+        read_peft(mlp([3, 2]))

@@ -1,0 +1,159 @@
+"""Spectra and their summaries against textbook formulas and other libraries."""
+
+import math
+
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorantk import (
+    LoRA,
+    delta_matrix,
+    information_bits,
+    is_negative_semidefinite,
+    marchenko_pastur_edges,
+    mlp,
+    nsd_variance_bound,
+    renyi_entropy,
+)
+from lorantk.spectra import marchenko_pastur_density
+from strategies import gaussian, seeds
+
+spectra = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12).map(lambda v: torch.tensor(v, dtype=torch.float64))
+
+
+@given(seeds, st.integers(1, 6), st.integers(0, 4), st.floats(0.2, 3))
+def test_delta_matrix_has_the_singular_values_of_A(seed, rank, extra, scaling):
+    A = gaussian(rank, rank + extra, seed=seed)
+    expected = torch.cat([-torch.ones(extra, dtype=A.dtype), (scaling * torch.linalg.svdvals(A)).flip(0) ** 2 - 1])
+    assert torch.allclose(torch.linalg.eigvalsh(delta_matrix(A, scaling)), expected.sort().values, atol=1e-11)
+
+
+@pytest.mark.parametrize("share", [1 / 16, 1 / 2, 1])
+def test_spectrum_fills_the_marchenko_pastur_interval(share):
+    n = 800
+    A = LoRA(int(share * n), 0.7 / n, layers=["0"]).sample(mlp([n, 1]).double(), 0)["0"]
+    spectrum = torch.linalg.svdvals(A) ** 2
+    low, high = marchenko_pastur_edges(len(A), n, 0.7 / n)
+    # edges fluctuate on the scale n^(-2/3) = 0.012 relative to the interval
+    assert abs(spectrum.max() - high) < 0.03 * high
+    assert abs(spectrum.min() - low) < 0.03 * high
+    cdf = lambda t: scipy.integrate.quad(
+        lambda u: marchenko_pastur_density(torch.tensor([u]), len(A), n, 0.7 / n).item(), low, max(low, min(t, high))
+    )[0]
+    # eigenvalues are rigid: the median is off by about one spacing, 1 / r; the lower of two middle ones by half of one
+    assert abs(cdf(spectrum.median().item()) - 0.5) < 2 / len(A)
+    assert abs(cdf(high) - 1) < 1e-3
+
+
+@given(st.integers(1, 500), st.integers(0, 500))
+def test_variance_bound_puts_the_upper_edge_at_one(rank, extra):
+    width = rank + extra
+    assert marchenko_pastur_edges(rank, width, nsd_variance_bound(rank, width))[1] == pytest.approx(1, rel=1e-12)
+
+
+def test_printed_theorem_has_its_counterexamples():
+    A = LoRA(512, "0.99/n", layers=["0"]).sample(mlp([1024, 1]).double(), 0)["0"]
+    M = delta_matrix(A)
+    assert 1.7 < torch.linalg.eigvalsh(M)[-1] < 2.0
+    assert not is_negative_semidefinite(M, 0.1)
+    by_hand = delta_matrix(torch.tensor([[1.2]], dtype=torch.float64))  # n = r = 1, a draw of N(0, 0.99)
+    assert by_hand.item() == pytest.approx(0.44)
+
+
+def test_negative_semidefiniteness_uses_the_tolerance():
+    M = torch.diag(torch.tensor([-1.0, 0.5e-8], dtype=torch.float64))
+    assert is_negative_semidefinite(M, 1e-8)
+    assert not is_negative_semidefinite(M, 1e-9)
+
+
+@given(seeds, st.integers(1, 6), st.floats(1e-3, 10))
+def test_information_bits_are_half_a_log_determinant(seed, n, tau):
+    G = gaussian(n, n + 2, seed=seed)
+    K = G @ G.T
+    eigenvalues = torch.linalg.eigvalsh(K)
+    assert information_bits(eigenvalues).item() == pytest.approx(0.5 * torch.linalg.slogdet(K)[1].item(), rel=1e-7, abs=1e-7)
+    regularised = 0.5 * torch.linalg.slogdet(torch.eye(n, dtype=K.dtype) + K / tau)[1]
+    assert information_bits(eigenvalues, regularization=tau).item() == pytest.approx(regularised.item(), rel=1e-9, abs=1e-9)
+
+
+def test_threshold_decides_what_counts_as_zero():
+    eigenvalues = torch.tensor([1.0, 1e-6, 1e-20], dtype=torch.float64)
+    assert information_bits(eigenvalues).item() == pytest.approx(0.5 * math.log(1e-6))
+    assert information_bits(eigenvalues, rtol=1e-3).item() == 0
+    assert information_bits(torch.zeros(3, dtype=torch.float64)).item() == -math.inf
+    assert information_bits(torch.zeros(3, dtype=torch.float64), regularization=1.0).item() == 0
+
+
+@given(spectra)
+def test_entropy_at_its_special_orders_is_the_limit(eigenvalues):
+    p = eigenvalues / eigenvalues.sum()
+    shannon = renyi_entropy(eigenvalues, 1, normalize=True).item()
+    assert shannon == pytest.approx(scipy.stats.entropy(p.numpy()), abs=1e-12)
+    for beside in (1 - 1e-6, 1 + 1e-6):
+        assert renyi_entropy(eigenvalues, beside, normalize=True).item() == pytest.approx(shannon, abs=1e-4)
+    assert renyi_entropy(eigenvalues, 0).item() == pytest.approx(math.log(len(eigenvalues)))
+    assert renyi_entropy(eigenvalues, math.inf).item() == pytest.approx(-math.log(eigenvalues.max().item()))
+    assert renyi_entropy(eigenvalues, 1e4, normalize=True).item() == pytest.approx(
+        renyi_entropy(eigenvalues, math.inf, normalize=True).item(), abs=2e-3
+    )
+
+
+@given(spectra)
+def test_normalised_entropy_falls_with_its_order(eigenvalues):
+    values = [renyi_entropy(eigenvalues, a, normalize=True).item() for a in (0, 0.3, 1, 2, 7.5, math.inf)]
+    assert all(a >= b - 1e-9 for a, b in zip(values[:-1], values[1:], strict=True))
+
+
+@given(spectra)
+def test_unnormalised_formula_diverges_at_order_one_unless_the_sum_is_one(eigenvalues):
+    total = eigenvalues.sum().item()
+    value = renyi_entropy(eigenvalues, 1).item()
+    if abs(total - 1) > 1e-9:
+        assert value == math.copysign(math.inf, total - 1)
+    assert renyi_entropy(eigenvalues / total, 1).item() == pytest.approx(
+        renyi_entropy(eigenvalues, 1, normalize=True).item(), abs=1e-12
+    )
+
+
+@given(st.integers(1, 30), st.floats(1e-3, 1e3), st.sampled_from((0, 0.5, 1, 2, math.inf)))
+def test_flat_spectrum_has_log_rank(rank, level, alpha):
+    flat = torch.full((rank,), level, dtype=torch.float64)
+    assert renyi_entropy(flat, alpha, normalize=True).item() == pytest.approx(math.log(rank), abs=1e-10)
+
+
+GOOD = torch.tensor([1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: delta_matrix(gaussian(3, 2, seed=0)), ValueError, "A must have rank at most its fan-in 2"),
+        (lambda: delta_matrix(GOOD), ValueError, "A must have 2 dimension"),
+        (lambda: delta_matrix(gaussian(2, 3, seed=0), -1.0), ValueError, "scaling must be finite and above 0"),
+        (lambda: marchenko_pastur_edges(5, 4, 1.0), ValueError, "rank must be at most width = 4"),
+        (lambda: marchenko_pastur_edges(2, 4, -1.0), ValueError, "variance must be finite and at least 0"),
+        (lambda: marchenko_pastur_density(GOOD, 2, 4, 0.0), ValueError, "variance must be finite and above 0"),
+        (lambda: nsd_variance_bound(0, 4), ValueError, "rank must be at least 1"),
+        (lambda: is_negative_semidefinite(gaussian(2, 3, seed=0), 0.0), ValueError, "M must be square"),
+        (lambda: is_negative_semidefinite(gaussian(2, 2, seed=0), 0.0), ValueError, "M must be symmetric"),
+        (lambda: is_negative_semidefinite(torch.eye(2), -1.0), ValueError, "tol must be finite and at least 0"),
+        (lambda: information_bits(-GOOD), ValueError, "eigenvalues must not be negative"),
+        (lambda: information_bits(GOOD, rtol=-1.0), ValueError, "rtol must be finite"),
+        (lambda: information_bits(GOOD, rtol=0.1, regularization=1.0), ValueError, "rtol must be None"),
+        (lambda: information_bits(GOOD, regularization=0.0), ValueError, "regularization must be finite and above 0"),
+        (lambda: information_bits(torch.tensor([1, 2])), TypeError, "eigenvalues must be a floating point"),
+        (lambda: information_bits(GOOD * math.nan), ValueError, "eigenvalues must be finite"),
+        (lambda: renyi_entropy(GOOD, -1.0), ValueError, "alpha must be finite and at least 0"),
+        (lambda: renyi_entropy(GOOD * 0, 2), ValueError, "eigenvalues must hold a positive one"),
+        (lambda: renyi_entropy(GOOD[:0], 2), ValueError, "eigenvalues must hold at least one"),
+    ],
+)
+def test_bad_input_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
