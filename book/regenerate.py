@@ -262,6 +262,8 @@ def main(
     if update_reference:
         update(book / "_static", root / "tests" / "reference")
         (root / "README.md").write_text(readme_with_claims(root))
+        for picture in (root / "docs").glob("*.png"):
+            shutil.copyfile(book / "_static" / "figures" / picture.name, picture)
     rendered = False if no_render else render(root)
     report_book(root, every, {o.chapter.name: o.seconds for o in outcomes}, rendered, time.perf_counter() - start)
     if check:

@@ -15,11 +15,13 @@ def gaussian(*shape, seed):
 @st.composite
 def networks(draw, outputs=st.integers(1, 3), activations=("relu", "erf", "tanh", "linear")):
     """A float64 `mlp` of random depth and widths whose biases, if any, are random too."""
-    widths = draw(st.lists(st.integers(2, 9), min_size=2, max_size=4)) + [draw(outputs)]
+    widths = [*draw(st.lists(st.integers(2, 9), min_size=2, max_size=4)), draw(outputs)]
     seed = draw(seeds)
     parametrization = draw(st.sampled_from(("ntk", "standard")))
     bias = draw(st.booleans())
-    model = mlp(widths, draw(st.sampled_from(activations)), parametrization, draw(st.floats(0.5, 3)), bias, seed).double()
+    model = mlp(
+        widths, draw(st.sampled_from(activations)), parametrization, draw(st.floats(0.5, 3)), bias, seed
+    ).double()
     for index, parameter in enumerate(model.parameters()):
         if parameter.ndim == 1:
             parameter.data = gaussian(len(parameter), seed=seed + index)

@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import batches, gaussian, loras, networks, relative, seeds
 from torch import nn
 
 from lorantk import Adapter, LayerFactors, LoRA, attach, delta_matrix, lora_ntk_sweep, mlp, ntk, read_peft
-from strategies import batches, gaussian, loras, networks, relative, seeds
 
 METHODS = ("jacobian", "vector_products", "layerwise")
-TOLERANCE = 1e-10  # sums of at most a few thousand products in float64: round-off near 1e-14, with room for conditioning
+TOLERANCE = (
+    1e-10  # sums of at most a few thousand products in float64: round-off near 1e-14, with room for conditioning
+)
 
 
 def brute_force(model, x1, x2):
@@ -184,7 +186,9 @@ def test_auto_logs_its_choice_and_covers_what_layerwise_does_not(caplog):
 def test_kernel_of_a_peft_model_is_the_kernel_of_its_adapters():
     peft = pytest.importorskip("peft")
     base = mlp([5, 6, 2], "tanh", "standard").double()
-    adapted = peft.get_peft_model(mlp([5, 6, 2], "tanh", "standard"), peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0", "2"]))
+    adapted = peft.get_peft_model(
+        mlp([5, 6, 2], "tanh", "standard"), peft.LoraConfig(r=2, lora_alpha=3, target_modules=["0", "2"])
+    )
     adapted = adapted.double().eval()
     for index, (name, parameter) in enumerate(adapted.named_parameters()):
         if "lora_B" in name:

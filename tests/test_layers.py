@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import batches, gaussian, networks, relative
 from torch import nn
 
 from lorantk import LayerFactors, mlp
-from strategies import batches, gaussian, networks, relative
 
 
 @given(st.data(), networks())

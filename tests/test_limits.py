@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import batches, gaussian, relative, seeds
 
 from lorantk import LoRA, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
-from lorantk.limits import _first_layer, _MOMENTS, quadrature_moments
-from strategies import batches, gaussian, relative, seeds
+from lorantk.limits import _MOMENTS, _first_layer, quadrature_moments
 
 DERIVATIVES = {
     "erf": (torch.erf, lambda u: 2 / math.sqrt(math.pi) * torch.exp(-(u**2))),
@@ -52,7 +52,10 @@ def test_relu_kernel_of_nearly_parallel_inputs_matches_fifty_digits(seed, angle,
     kernel = infinite_width_ntk(x[:1], other[None], depth=depth)[0, 0].item()
     with mpmath.workdps(50):
         a, b = ([mpmath.mpf(v) for v in row.tolist()] for row in (x[0], other))
-        dot = lambda u, v: mpmath.fsum(p * q for p, q in zip(u, v, strict=True))
+
+        def dot(u, v):
+            return mpmath.fsum(p * q for p, q in zip(u, v, strict=True))
+
         k11, k22, k12 = (2 * dot(u, v) / 3 for u, v in ((a, a), (b, b), (a, b)))
         theta = k12
         for _ in range(depth - 1):
@@ -91,7 +94,9 @@ def test_linear_network_has_its_closed_form():
 def test_relu_diagonal_has_its_closed_form():
     x = gaussian(3, 4, seed=0)
     diagonal = infinite_width_ntk(x, depth=6).diagonal()
-    assert torch.allclose(diagonal, 6 * 2 * x.square().sum(1) / 4, rtol=1e-12)  # v = 2 preserves the signal in every layer
+    assert torch.allclose(
+        diagonal, 6 * 2 * x.square().sum(1) / 4, rtol=1e-12
+    )  # v = 2 preserves the signal in every layer
 
 
 @pytest.mark.slow
@@ -112,7 +117,9 @@ def test_mean_limit_of_lora_is_the_mean_over_draws_in_a_wide_network():
     wide = mlp([6, 2048, 2048, 1]).double()
     draws = lora_ntk_sweep(wide, x, loras=[lora], seeds=range(300), output="trace")[0]
     limit = infinite_width_ntk(x, depth=3, lora=lora)
-    assert relative(draws.mean(0), limit) < 4 * (2 / 3 / 300) ** 0.5 + 0.1  # draws: sqrt(2 / r) each; width: 4 / sqrt(2048)
+    assert (
+        relative(draws.mean(0), limit) < 4 * (2 / 3 / 300) ** 0.5 + 0.1
+    )  # draws: sqrt(2 / r) each; width: 4 / sqrt(2048)
 
 
 def test_lora_shares_add_up_to_full_fine_tuning():

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from strategies import gaussian, relative
 from torch import nn
 
 from lorantk import Adapter, LoRA, attach, mlp, read_peft
-from strategies import gaussian, relative
 
 WIDE = mlp([400, 300, 1])
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from strategies import gaussian, relative
 
 from lorantk import mlp, ntk
-from strategies import gaussian, relative
 
 
 def test_same_seed_same_network_without_touching_the_global_state():

@@ -1,5 +1,6 @@
 """Spectra and their summaries against textbook formulas and other libraries."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import gaussian, seeds
 
 from lorantk import (
     LoRA,
@@ -20,7 +22,6 @@ from lorantk import (
     renyi_entropy,
 )
 from lorantk.spectra import marchenko_pastur_density
-from strategies import gaussian, seeds
 
 spectra = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12).map(lambda v: torch.tensor(v, dtype=torch.float64))
 
@@ -41,9 +42,14 @@ def test_spectrum_fills_the_marchenko_pastur_interval(share):
     # edges fluctuate on the scale n^(-2/3) = 0.012 relative to the interval
     assert abs(spectrum.max() - high) < 0.03 * high
     assert abs(spectrum.min() - low) < 0.03 * high
-    cdf = lambda t: scipy.integrate.quad(
-        lambda u: marchenko_pastur_density(torch.tensor([u]), len(A), n, 0.7 / n).item(), low, max(low, min(t, high))
-    )[0]
+
+    def cdf(t):
+        return scipy.integrate.quad(
+            lambda u: marchenko_pastur_density(torch.tensor([u]), len(A), n, 0.7 / n).item(),
+            low,
+            max(low, min(t, high)),
+        )[0]
+
     # eigenvalues are rigid: the median is off by about one spacing, 1 / r; the lower of two middle ones by half of one
     assert abs(cdf(spectrum.median().item()) - 0.5) < 2 / len(A)
     assert abs(cdf(high) - 1) < 1e-3
@@ -75,9 +81,13 @@ def test_information_bits_are_half_a_log_determinant(seed, n, tau):
     G = gaussian(n, n + 2, seed=seed)
     K = G @ G.T
     eigenvalues = torch.linalg.eigvalsh(K)
-    assert information_bits(eigenvalues).item() == pytest.approx(0.5 * torch.linalg.slogdet(K)[1].item(), rel=1e-7, abs=1e-7)
+    assert information_bits(eigenvalues).item() == pytest.approx(
+        0.5 * torch.linalg.slogdet(K)[1].item(), rel=1e-7, abs=1e-7
+    )
     regularised = 0.5 * torch.linalg.slogdet(torch.eye(n, dtype=K.dtype) + K / tau)[1]
-    assert information_bits(eigenvalues, regularization=tau).item() == pytest.approx(regularised.item(), rel=1e-9, abs=1e-9)
+    assert information_bits(eigenvalues, regularization=tau).item() == pytest.approx(
+        regularised.item(), rel=1e-9, abs=1e-9
+    )
 
 
 def test_threshold_decides_what_counts_as_zero():
@@ -105,7 +115,7 @@ def test_entropy_at_its_special_orders_is_the_limit(eigenvalues):
 @given(spectra)
 def test_normalised_entropy_falls_with_its_order(eigenvalues):
     values = [renyi_entropy(eigenvalues, a, normalize=True).item() for a in (0, 0.3, 1, 2, 7.5, math.inf)]
-    assert all(a >= b - 1e-9 for a, b in zip(values[:-1], values[1:], strict=True))
+    assert all(a >= b - 1e-9 for a, b in itertools.pairwise(values))
 
 
 @given(spectra)
@@ -155,5 +165,3 @@ GOOD = torch.tensor([1.0, 2.0], dtype=torch.float64)
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
-
-

@@ -1,0 +1,86 @@
+"""What a saved figure leaves behind."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from lorantk.figures import INK, INK_DARK, log_axes, save
+
+FILES = {"curve.svg", "curve-dark.svg", "curve.png", "curve.csv", "curve.json"}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
+    monkeypatch.setenv("LORANTK_PARAMETERS", '{"rank": 8}')
+    return tmp_path / "figures"
+
+
+def draw():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2], [3, 4])
+    ax.set_title("title")
+    return fig
+
+
+def test_a_figure_comes_with_its_numbers_and_its_provenance(results):
+    data = pd.DataFrame({"x": [1, 2], "y": [1 / 3, 3e-16]})
+    saved = save(draw(), "curve", data, alt="A line.", caption="Up.", tolerance={"y": {"rtol": 1e-3}})
+    assert {p.name for p in results.iterdir()} == FILES
+    assert (results / "curve.csv").read_text() == "x,y\n1,0.3333333\n2,0\n"  # 7 digits; below atol is 0
+    record = json.loads((results / "curve.json").read_text())
+    assert record["columns"]["y"] == {"rtol": 1e-3, "atol": 1e-12}
+    assert record["parameters"] == {"rank": 8}
+    assert {"torch", "numpy", "matplotlib", "lorantk"} <= set(record["versions"])
+    assert INK_DARK in (results / "curve-dark.svg").read_text()
+    assert INK not in (results / "curve-dark.svg").read_text()
+    page = saved._repr_html_()
+    assert page.count('alt="A line."') == 2
+    assert "curve.csv" in page
+    assert plt.get_fignums() == []
+
+
+def test_same_input_same_bytes(results):
+    first = {}
+    for _ in range(2):
+        save(draw(), "curve", {"x": [1.0]}, alt="A line.")
+        content = {p.name: p.read_bytes() for p in results.iterdir()}
+        first = first or content
+    assert content == first
+
+
+def test_nothing_half_written_is_left_behind(results, monkeypatch):
+    save(draw(), "curve", {"x": [1.0]}, alt="A line.")
+    before = {p.name: p.read_bytes() for p in results.iterdir()}
+    monkeypatch.setenv("LORANTK_PARAMETERS", "not json")
+    with pytest.raises(ValueError, match="Expecting value"):
+        save(draw(), "curve", {"x": [2.0]}, alt="A line.")
+    assert {p.name: p.read_bytes() for p in results.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"alt": " "}, "alt must say what figure 'curve' shows"),
+        ({"data": {"x": []}}, "data of figure 'curve' must hold"),
+        ({"name": "My Figure"}, "name must be lower-case"),
+        ({"tolerance": {"z": {"rtol": 1}}}, "tolerance must name columns among"),
+    ],
+)
+def test_bad_input_is_named(results, arguments, message):
+    good = {"fig": draw(), "name": "curve", "data": {"x": [1.0]}, "alt": "A line."}
+    with pytest.raises(ValueError, match=message):
+        save(**(good | arguments))
+    assert not results.exists() or not list(results.iterdir())
+
+
+def test_short_log_axes_have_enough_labels():
+    fig, ax = plt.subplots()
+    ax.plot([1, 2, 4], [0.1, 0.2, 0.9])
+    log_axes(ax, "x", "y", [1, 2, 4])
+    low, high = ax.get_ylim()
+    assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
+    plt.close(fig)

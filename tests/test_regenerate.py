@@ -1,0 +1,213 @@
+"""Regeneration on a toy project: caching, failures, parameters, the comparison with the reference."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+
+import reference  # noqa: E402
+import regenerate  # noqa: E402
+import typer  # noqa: E402
+from chapters import find_chapters, imported_modules, parse_overrides  # noqa: E402
+
+NOTEBOOK = """---
+kernelspec: {{display_name: Python 3, language: python, name: python3}}
+---
+# {title}
+
+```{{code-cell}} ipython3
+:tags: [parameters]
+seed = 0
+rate = 0.5
+ranks = [1, 2]
+```
+
+```{{code-cell}} ipython3
+import os, pathlib, sys
+sys.path.insert(0, os.environ["TOY_ROOT"])
+from lorantk.{module} import value
+folder = pathlib.Path(os.environ["LORANTK_RESULTS"])
+(folder / "figures").mkdir(parents=True, exist_ok=True)
+(folder / "figures" / "{title}.csv").write_text(f"x\\n{{value + seed}}\\n")
+(folder / "figures" / "{title}.json").write_text('{{"columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
+```
+"""
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    """A project of two chapters that import one module each, with the real regenerate.py run on it."""
+    for folder in ("notebooks", "lorantk", "book/_static/figures", "book/_static/claims"):
+        (tmp_path / folder).mkdir(parents=True)
+    for module in ("one", "two"):
+        (tmp_path / "lorantk" / f"{module}.py").write_text("value = 1.0\n")
+    (tmp_path / "lorantk" / "__init__.py").write_text("from .one import value\nfrom .two import value as other\n")
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\n")
+    (tmp_path / "notebooks" / "01-first.md").write_text(NOTEBOOK.format(title="first", module="one"))
+    (tmp_path / "notebooks" / "02-second.md").write_text(NOTEBOOK.format(title="second", module="two"))
+    shutil.copyfile(ROOT / "book" / "claims.template.md", tmp_path / "book" / "claims.template.md")
+    (tmp_path / "README.md").write_text("<!-- claims:start --><!-- claims:end -->")
+    monkeypatch.setenv("TOY_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def run(toy, *arguments):
+    app = typer.Typer()
+    app.command()(regenerate.main)
+    return CliRunner().invoke(app, ["--root", str(toy), "--no-render", *arguments])
+
+
+def executed(toy):
+    return {
+        c.name: nbformat.read(c.executed, 4).metadata.lorantk["hash"] for c in find_chapters(toy) if c.executed.exists()
+    }
+
+
+def stamps(toy):
+    return {c.name: c.executed.stat().st_mtime_ns for c in find_chapters(toy)}
+
+
+@pytest.mark.slow
+def test_only_what_depends_on_a_change_runs_again(toy):
+    assert run(toy).exit_code == 0
+    before = stamps(toy)
+    assert run(toy).exit_code == 0
+    assert stamps(toy) == before
+    (toy / "lorantk" / "two.py").write_text("value = 2.0\n")
+    result = run(toy)
+    assert result.exit_code == 0
+    assert stamps(toy)["01-first"] == before["01-first"]
+    assert stamps(toy)["02-second"] != before["02-second"]
+    assert (toy / "book/_static/figures/second.csv").read_text() == "x\n2.0\n"
+    assert "2 chapters" in result.stdout
+    (toy / "book/_static/figures/first.csv").unlink()
+    run(toy)
+    assert (toy / "book/_static/figures/first.csv").exists()
+
+
+@pytest.mark.slow
+def test_a_failing_cell_is_shown_and_the_previous_results_stay(toy):
+    run(toy)
+    before, figure = executed(toy), (toy / "book/_static/figures/second.csv").read_bytes()
+    source = toy / "notebooks" / "02-second.md"
+    source.write_text(source.read_text() + "\n```{code-cell} ipython3\nraise RuntimeError('the sky fell')\n```\n")
+    result = run(toy)
+    assert result.exit_code == 1
+    for part in ("02-second", "raise RuntimeError", "the sky fell", "Traceback"):
+        assert part in result.stdout
+    assert executed(toy) == before
+    assert (toy / "book/_static/figures/second.csv").read_bytes() == figure
+    assert not list((toy / "book/_build").glob("stage-*"))
+
+
+@pytest.mark.slow
+def test_a_trial_with_other_parameters_leaves_the_book_alone(toy):
+    run(toy)
+    before = executed(toy)
+    result = run(toy, "--only", "01", "--set", "seed=3")
+    assert result.exit_code == 0
+    assert executed(toy) == before
+    assert (toy / "book/_build/trial/_static/figures/first.csv").read_text() == "x\n4.0\n"
+    assert (toy / "book/_static/figures/first.csv").read_text() == "x\n1.0\n"
+
+
+@pytest.mark.slow
+def test_the_reference_is_compared_and_only_replaced_on_request(toy):
+    run(toy, "--update-reference")
+    assert run(toy, "--check").exit_code == 0
+    (toy / "lorantk" / "one.py").write_text("value = 1.001\n")
+    result = run(toy, "--check")
+    assert result.exit_code == 1
+    assert "figures/first" in result.stdout
+    assert (toy / "tests/reference/figures/first.csv").read_text() == "x\n1.0\n"
+    assert run(toy, "--update-reference", "--check").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "07"], "--only must name chapters among"),
+        (["--set", "rank=3"], "must name a parameter of 01-first among"),
+        (["--set", "seed=1.5"], "must be of type int"),
+        (["--set", "ranks=3"], "must be of type list"),
+        (["--set", "seed"], "must be name=value"),
+        (["--jobs", "0"], "greater than or equal to 1"),
+    ],
+)
+def test_bad_options_are_named(toy, arguments, message):
+    result = run(toy, *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+
+
+def test_overrides_take_the_type_of_their_parameter(toy):
+    chapter = find_chapters(toy)[0]
+    assert parse_overrides(chapter, ["rate=2", "ranks=[3]"]) == {"rate": 2.0, "ranks": [3]}
+
+
+def test_imports_are_traced_through_the_package(tmp_path):
+    package = tmp_path / "lorantk"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .a import f\nfrom .b import g\n")
+    (package / "a.py").write_text("from .c import h\n")
+    (package / "b.py").write_text("")
+    (package / "c.py").write_text("import torch\n")
+    assert imported_modules(package, ["from lorantk import f"]) == {"a", "c"}
+    assert imported_modules(package, ["from lorantk.b import g"]) == {"b"}
+    assert imported_modules(package, ["import lorantk.b"]) == {"b"}
+    assert imported_modules(package, ["import lorantk"]) == {"a", "b", "c"}
+    assert imported_modules(package, ["from lorantk import b"]) == {"b"}
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    for side in ("run", "kept"):
+        for kind in ("figures", "claims"):
+            (tmp_path / side / kind).mkdir(parents=True)
+        (tmp_path / side / "figures" / "f.csv").write_text("x,label\n1.0,a\n2.0,b\n")
+        (tmp_path / side / "figures" / "f.json").write_text(
+            json.dumps({"columns": {c: {"rtol": 1e-3, "atol": 0} for c in ("x", "label")}})
+        )
+        claim = {"verdict": "holds", "evidence": [{"name": "e", "passes": True}]}
+        (tmp_path / side / "claims" / "c.json").write_text(json.dumps(claim))
+    return tmp_path / "run", tmp_path / "kept"
+
+
+def test_equal_numbers_have_no_difference(numbers):
+    assert reference.compare(*numbers) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "moved"),
+    [
+        ("figures/f.csv", "x,label\n1.0005,a\n2.0,b\n", None),
+        ("figures/f.csv", "x,label\n1.01,a\n2.0,b\n", "row 0: 1 -> 1.01"),
+        ("figures/f.csv", "x,label\n1.0,a\n2.0,c\n", "1 entries differ"),
+        ("figures/f.csv", "x,label\n1.0,a\n", "1 rows"),
+        ("figures/f.csv", "y,label\n1.0,a\n2.0,b\n", "columns"),
+        ("figures/g.csv", "x\n1\n", "new"),
+        (
+            "claims/c.json",
+            '{"verdict": "fails as printed", "evidence": [{"name": "e", "passes": true}]}',
+            "holds -> fails",
+        ),
+        ("claims/c.json", '{"verdict": "holds", "evidence": [{"name": "e", "passes": false}]}', "True -> False"),
+    ],
+)
+def test_what_moved_is_found(numbers, file, content, moved):
+    (numbers[0] / file).write_text(content)
+    found = reference.compare(*numbers)
+    assert len(found) == (0 if moved is None else 1)
+    assert moved is None or moved in found[0].moved
+
+
+def test_a_missing_figure_is_found(numbers):
+    (numbers[0] / "figures" / "f.csv").unlink()
+    assert [d.moved for d in reference.compare(*numbers)] == ["missing from this run"]
