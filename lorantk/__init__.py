@@ -4,7 +4,6 @@ The companion package of the book that checks "Does Low Rank Adaptation Lead to 
 Training-Time Attacks?" (Liang et al., ICML 2025). Every public name is importable from here.
 """
 
-from .claims import Claim, Evidence
 from .fisher import fisher_spectrum, fisher_trace
 from .kernels import lora_ntk_sweep, ntk
 from .layers import LayerFactors
@@ -22,8 +21,6 @@ from .spectra import (
 
 __all__ = [
     "Adapter",
-    "Claim",
-    "Evidence",
     "LayerFactors",
     "LoRA",
     "attach",

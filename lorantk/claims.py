@@ -183,12 +183,12 @@ def missing_claims(directory: Path) -> list[str]:
 
 def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
     """The claims table as markdown; links to chapters start with `link_prefix` and end in .html."""
-    lines = ["| id | statement | verdict | decisive number | proof | figure |", "|---|---|---|---|---|---|"]
+    lines = ["| id | statement | verdict | decisive number | see |", "|---|---|---|---|---|"]
     for record in load_claims(claims_dir):
         page = f"{link_prefix}{record['chapter']}.html"
-        figure = _link("figure", f"{page}#fig-{record['figure']}") if record["figure"] else ""
-        cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record),
-                 _link("proof", f"{page}#{record['proof']}"), figure]  # fmt: skip
+        targets = {"proof": record["proof"]} | ({"figure": f"fig-{record['figure']}"} if record["figure"] else {})
+        links = ", ".join(f'<a href="{page}#{anchor}">{text}</a>' for text, anchor in targets.items())
+        cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record), links]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -208,10 +208,6 @@ def render_summary(claims_dir: Path) -> str:
     verdicts = [record["verdict"] for record in load_claims(claims_dir)]
     counts = [f"{verdicts.count(v)} {_badge(v)}" for v in VERDICTS if v in verdicts]
     return f"Of {len(verdicts)} statements checked so far: {', '.join(counts)}.\n"
-
-
-def _link(text: str, target: str) -> str:
-    return f'<a href="{target}">{text}</a>'
 
 
 def _badge(verdict: str) -> str:

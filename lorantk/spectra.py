@@ -117,7 +117,8 @@ def is_negative_semidefinite(M: Tensor, tol: float) -> bool:
 
     Notes
     -----
-    Statement ``thm-nsd``. Round-off moves eigenvalues by about n eps times the norm of M: a `tol` below that cannot be met.
+    Statement ``thm-nsd``. Round-off moves eigenvalues by about n eps times the norm of M: no `tol` below that
+    can be met.
     """
     M = check_square("M", M)
     check_real("tol", tol, minimum=0.0)

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from lorantk import LoRA, mlp
+from lorantk.networks import ACTIVATIONS
 
 seeds = st.integers(0, 10_000)
 
@@ -13,14 +14,14 @@ def gaussian(*shape, seed):
 
 
 @st.composite
-def networks(draw, outputs=st.integers(1, 3), activations=("relu", "erf", "tanh", "linear")):
+def networks(draw, fewest_outputs=1):
     """A float64 `mlp` of random depth and widths whose biases, if any, are random too."""
-    widths = [*draw(st.lists(st.integers(2, 9), min_size=2, max_size=4)), draw(outputs)]
+    widths = [*draw(st.lists(st.integers(2, 9), min_size=2, max_size=4)), draw(st.integers(fewest_outputs, 3))]
     seed = draw(seeds)
     parametrization = draw(st.sampled_from(("ntk", "standard")))
     bias = draw(st.booleans())
     model = mlp(
-        widths, draw(st.sampled_from(activations)), parametrization, draw(st.floats(0.5, 3)), bias, seed
+        widths, draw(st.sampled_from(sorted(ACTIVATIONS))), parametrization, draw(st.floats(0.5, 3)), bias, seed
     ).double()
     for index, parameter in enumerate(model.parameters()):
         if parameter.ndim == 1:

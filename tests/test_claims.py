@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from lorantk import Claim, Evidence
 from lorantk.claims import (
     STATEMENTS,
+    Claim,
+    Evidence,
     disagreement,
     load_claims,
     main,

@@ -119,5 +119,5 @@ def test_bad_adapters_are_named(adapters, error, message):
 def test_layers_that_cannot_be_adapted_are_refused():
     with pytest.raises(ValueError, match=r"model has no nn\.Linear layer"):
         LoRA(1).sample(nn.Sequential(nn.Conv2d(1, 1, 1)), 0)
-    with pytest.raises(TypeError, match="model must be a peft.PeftModel"):
+    with pytest.raises(TypeError, match=r"model must be a peft\.PeftModel"):
         read_peft(mlp([3, 2]))
