@@ -14,6 +14,7 @@ conclusion. The verdict is computed:
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,11 @@ STATEMENTS: dict[str, str] = {
     "thm-relation": "LoRA's kernel is full fine-tuning's plus Δᵣ",
     "thm-nsd": "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
     "cor-ideal": "At r = n and σₐ² = 1/n the matrix M converges to 0",
+    "thm-fisher": "Fisher information is the kernel weighted by loss derivatives",
+    "eq-6": "Information bits are half the sum of the nonzero eigenvalues",
+    "eq-7": "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
+    "thm-ib": "LoRA has no more information bits than full fine-tuning where M ≤ 0",
+    "thm-renyi": "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
     "premise": "Under PEFT's defaults the premise of the theorems is met",
 }
 """Every statement that must carry a claim: id and one line in our own words, in the order of the poster."""
@@ -148,7 +154,10 @@ class Claim:
         }
         for entry, evidence in zip(record["evidence"], self.evidence, strict=True):
             entry["passes"] = evidence.passes
-        write_atomically(results_directory("claims") / f"{self.id}.json", json.dumps(record, indent=1) + "\n")
+            entry["low"], entry["high"] = (end if math.isfinite(end) else None for end in (evidence.low, evidence.high))
+        write_atomically(
+            results_directory("claims") / f"{self.id}.json", json.dumps(record, indent=1, allow_nan=False) + "\n"
+        )
         return self
 
     def _repr_html_(self) -> str:
@@ -225,11 +234,12 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _interval(low: float, high: float) -> str:
-    if low == float("-inf"):
+def _interval(low: float | None, high: float | None) -> str:
+    """The predicted interval in words; an open end is an infinity, or None in a saved claim."""
+    if high is None or high == math.inf:
+        return "anything" if low is None or low == -math.inf else f"at least {_number(low)}"
+    if low is None or low == -math.inf:
         return f"at most {_number(high)}"
-    if high == float("inf"):
-        return f"at least {_number(low)}"
     return f"{_number(low)} to {_number(high)}"
 
 

@@ -180,12 +180,21 @@ def kernel_panel(ax: Axes, kernel: Tensor, title: str, top: float) -> AxesImage:
     return image
 
 
-def phase_panel(ax: Axes, data: pd.DataFrame, x: str, y: str, value: str) -> QuadMesh:
-    """Heat map of `value` over a full grid of `x` and `y`, each a column of `data`."""
+def phase_panel(
+    ax: Axes, data: pd.DataFrame, x: str, y: str, value: str, *, diverging: bool = False, ticks: bool = False
+) -> QuadMesh:
+    """Heat map of `value` over a full grid of `x` and `y`, each a column of `data`.
+
+    With `diverging`, colours are centred on 0; with `ticks`, the cells are equally wide and labelled by their values.
+    """
     table = data.pivot_table(index=y, columns=x, values=value)
-    mesh = ax.pcolormesh(
-        table.columns, table.index, table.to_numpy(), cmap="cividis", shading="nearest", rasterized=True
-    )
+    columns, rows = (np.arange(n) for n in table.T.shape) if ticks else (table.columns, table.index)
+    limit = table.abs().to_numpy().max()
+    scale = {"cmap": "vlag", "vmin": -limit, "vmax": limit} if diverging else {"cmap": "cividis"}
+    mesh = ax.pcolormesh(columns, rows, table, shading="nearest", rasterized=True, **scale)
+    if ticks:
+        ax.set_xticks(columns, [f"{v:g}" for v in table.columns])
+        ax.set_yticks(rows, [f"{v:g}" for v in table.index])
     ax.grid(visible=False)
     return mesh
 

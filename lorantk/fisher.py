@@ -21,6 +21,9 @@ from .spectra import nonzero
 from .validation import check_choice, check_same_kind, check_tensor
 
 
+LOSSES = ("cross_entropy", "squared_error")
+
+
 def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> Tensor:
     """d = dL/dF for each input: softmax(F) - onehot(y) for "cross_entropy", F - y for "squared_error".
 
@@ -40,7 +43,7 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
     TypeError, ValueError
         On an unknown loss, or labels of the wrong shape, dtype or range.
     """
-    check_choice("loss", loss, ("cross_entropy", "squared_error"))
+    check_choice("loss", loss, LOSSES)
     outputs = check_tensor("outputs", outputs, ndim=2)
     n, C = outputs.shape
     if loss == "squared_error":
@@ -147,3 +150,42 @@ def fisher_trace(
     Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
     """
     return loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters).diagonal().mean()
+
+
+def true_fisher_spectrum(
+    model: nn.Module,
+    x: Tensor,
+    loss: str = "cross_entropy",
+    *,
+    lora: LoRA | None = None,
+    seed: int = 0,
+    adapters: Mapping[str, Tensor | Adapter] | None = None,
+) -> Tensor:
+    """Nonzero eigenvalues of the true Fisher information, whose labels are drawn from the model itself, descending.
+
+    The average of d d^T over such labels is the matrix S = diag(p) - p p^T for "cross_entropy" (p the softmax) and
+    the identity for "squared_error" (unit Gaussian noise). So the nonzero eigenvalues of (1/N) sum_i J_i^T S_i J_i
+    are those of (1/N) S_i^(1/2) K(x_i, x_j) S_j^(1/2), exactly and without sampling.
+
+    Parameters and errors as in `loss_gram`, but no labels.
+
+    Returns
+    -------
+    Tensor (k,), k <= N C
+
+    Notes
+    -----
+    Statement ``thm-fisher``. Source: Kunstner et al. (2019) on why the two differ.
+    """
+    check_choice("loss", loss, LOSSES)
+    model = adapted(model, lora=lora, seed=seed, adapters=adapters)
+    kernel = ntk(model, x)
+    n, C = kernel.shape[:2]
+    if loss == "cross_entropy":
+        with torch.no_grad():
+            p = torch.softmax(check_outputs(model(x), n), dim=1)
+        values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
+        root = vectors * values.clamp(min=0.0).sqrt()[:, None, :]  # root root^T = S
+        kernel = torch.einsum("nca,ncmd,mdb->namb", root, kernel, root)
+    matrix = kernel.reshape(n * C, n * C) / n
+    return nonzero(torch.linalg.eigvalsh((matrix + matrix.T) / 2)).flip(0)

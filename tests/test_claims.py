@@ -74,13 +74,16 @@ def test_bad_evidence_is_named(arguments, message):
 def test_a_claim_survives_its_journey_to_the_tables(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
     monkeypatch.setenv("LORANTK_CHAPTER", "04-matrix-m")
-    Claim("thm-nsd", [BAD, evidence(1, "corrected")], decisive="b", figure="plane").save()
+    Claim(
+        "thm-nsd", [BAD, Evidence("c", 1, 0, math.inf, "closed form", "corrected")], decisive="b", figure="plane"
+    ).save()
     Claim("eq-1", [GOOD, evidence(1, "printed")], decisive="a", definition=True).save()
     folder = tmp_path / "claims"
     records = load_claims(folder)
     assert [r["id"] for r in records] == ["eq-1", "thm-nsd"]  # the poster's order
     assert json.loads((folder / "thm-nsd.json").read_text())["evidence"][0]["passes"] is False
     assert set(missing_claims(folder)) == set(STATEMENTS) - {"eq-1", "thm-nsd"}
+    assert json.loads((folder / "thm-nsd.json").read_text())["evidence"][1]["high"] is None  # JSON has no infinity
     table = render_markdown(folder, link_prefix="notebooks/")
     assert "notebooks/04-matrix-m.html#fig-plane" in table
     assert "notebooks/04-matrix-m.html#proof-thm-nsd" in table

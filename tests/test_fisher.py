@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import batches, gaussian, loras, networks, relative, seeds
 
-from lorantk import LoRA, fisher_spectrum, fisher_trace, mlp
-from lorantk.fisher import loss_cotangents, loss_gram
+from lorantk import LoRA, fisher_spectrum, fisher_trace, mlp, ntk
+from lorantk.fisher import loss_cotangents, loss_gram, true_fisher_spectrum
 
 LOSSES = {
     "cross_entropy": torch.nn.functional.cross_entropy,
@@ -52,6 +52,31 @@ def test_loss_cotangents_are_derivatives_of_the_loss(seed):
         total = function(outputs, y, reduction="sum") if loss == "cross_entropy" else function(outputs, y)
         (expected,) = torch.autograd.grad(total, outputs)
         assert relative(loss_cotangents(outputs.detach(), y, loss), expected) < 1e-13
+
+
+@given(st.data(), networks(fewest_outputs=2), seeds)
+def test_true_fisher_is_the_average_over_all_labels_weighted_by_the_model(data, model, seed):
+    x = data.draw(batches(model[0].in_features))
+    lora = data.draw(st.one_of(st.none(), loras(model)))
+    C = model[-1].out_features
+    trained = model if lora is None else lora.attach(model, seed)
+    probabilities = torch.softmax(trained(x).detach(), dim=1)
+    dense = sum(
+        (G * probabilities[:, c : c + 1]).T @ G / len(x)
+        for c in range(C)
+        for G in [per_sample_gradients(trained, x, torch.full((len(x),), c), "cross_entropy")]
+    )
+    spectrum = true_fisher_spectrum(model, x, lora=lora, seed=seed)
+    assert spectrum.sum().item() == pytest.approx(dense.trace().item(), rel=1e-9, abs=1e-12)
+    expected = torch.linalg.eigvalsh(dense).flip(0)[: len(spectrum)]
+    assert len(spectrum) == 0 or relative(spectrum[: len(expected)], expected) < 1e-9
+
+
+def test_true_fisher_of_squared_error_is_the_kernel_itself():
+    model, x = mlp([3, 4, 2]).double(), gaussian(3, 3, seed=0)
+    kernel = torch.linalg.eigvalsh(ntk(model, x).reshape(6, 6) / 3).flip(0)
+    spectrum = true_fisher_spectrum(model, x, "squared_error")
+    assert relative(spectrum, kernel[: len(spectrum)]) < 1e-12
 
 
 NET, X = mlp([3, 4, 2]).double(), gaussian(2, 3, seed=0)
