@@ -4,6 +4,7 @@ The companion package of the book that checks "Does Low Rank Adaptation Lead to 
 Training-Time Attacks?" (Liang et al., ICML 2025). Every public name is importable from here.
 """
 
+from .attacks import flip_labels, gradient_alignment, insert_trigger
 from .fisher import fisher_spectrum, fisher_trace
 from .kernels import lora_ntk_sweep, ntk
 from .layers import LayerFactors
@@ -27,8 +28,11 @@ __all__ = [
     "delta_matrix",
     "fisher_spectrum",
     "fisher_trace",
+    "flip_labels",
+    "gradient_alignment",
     "infinite_width_ntk",
     "information_bits",
+    "insert_trigger",
     "is_negative_semidefinite",
     "lora_ntk_sweep",
     "marchenko_pastur_edges",

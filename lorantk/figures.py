@@ -193,8 +193,8 @@ def phase_panel(
     scale = {"cmap": "vlag", "vmin": -limit, "vmax": limit} if diverging else {"cmap": "cividis"}
     mesh = ax.pcolormesh(columns, rows, table, shading="nearest", rasterized=True, **scale)
     if ticks:
-        ax.set_xticks(columns, [f"{v:g}" for v in table.columns])
-        ax.set_yticks(rows, [f"{v:g}" for v in table.index])
+        ax.set_xticks(columns, [f"{v:.4g}" for v in table.columns])
+        ax.set_yticks(rows, [f"{v:.2g}" for v in table.index])
     ax.grid(visible=False)
     return mesh
 

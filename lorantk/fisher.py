@@ -20,7 +20,6 @@ from .lora import Adapter, LoRA, adapted
 from .spectra import nonzero
 from .validation import check_choice, check_same_kind, check_tensor
 
-
 LOSSES = ("cross_entropy", "squared_error")
 
 
