@@ -213,10 +213,8 @@ def report_book(root: Path, chapters: list[Chapter], ran: dict[str, float], rend
     """Print how long each chapter took, how many chapters and figures there are, and where the book is."""
     table = Table("chapter", "seconds", "this time")
     for chapter in chapters:
-        recorded = chapter.recorded()
-        table.add_row(
-            chapter.name, f"{recorded.get('seconds', 0):.1f}", "executed" if chapter.name in ran else "unchanged"
-        )
+        state = "executed" if chapter.name in ran else "unchanged" if chapter.is_current() else "out of date"
+        table.add_row(chapter.name, f"{chapter.recorded().get('seconds', 0):.1f}", state)
     console.print(table)
     figures = len(list((root / "book" / "_static" / "figures").glob("*.csv")))
     page = root / "book" / "_build" / "html" / "index.html"

@@ -20,37 +20,102 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .results import results_directory, write_atomically
 from .validation import check_choice
 
-STATEMENTS: dict[str, str] = {
-    "eq-1": "LoRA adds a scaled product of two thin matrices to a frozen weight",
-    "eq-2": "The tangent kernel is the inner product of output gradients",
-    "ntk-limit": "At infinite width the tangent kernel of full fine-tuning is deterministic",
-    "ntk-limit-lora": "At infinite width the tangent kernel of LoRA is deterministic",
-    "ntk-constant": "At infinite width the tangent kernel stays constant while full fine-tuning trains",
-    "eq-8": "The infinite-width kernel obeys a recursion over layers",
-    "eq-9": "Σ is the Gaussian expectation, and the sum over neurons, of products of activations",
-    "lem-lora-ntk": "LoRA's kernel is the recursion with A between the activations",
-    "thm-relation": "LoRA's kernel is full fine-tuning's plus Δᵣ",
-    "thm-nsd": "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
-    "cor-ideal": "At r = n and σₐ² = 1/n the matrix M converges to 0",
-    "thm-fisher": "Fisher information is the kernel weighted by loss derivatives",
-    "eq-6": "Information bits are half the sum of the nonzero eigenvalues",
-    "eq-7": "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
-    "eq-3": "Untargeted poisoning maximises the alignment of clean and poisoned gradients",
-    "eq-4": "Backdoor poisoning minimises the alignment of clean and triggered gradients",
-    "direction": "Lower alignment makes LoRA weaker against untargeted poisoning, stronger against backdoors",
-    "why-it-matters": "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
-    "thm-ib": "LoRA has no more information bits than full fine-tuning where M ≤ 0",
-    "thm-renyi": "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
-    "premise": "Under PEFT's defaults the premise of the theorems is met",
+
+class Statement(NamedTuple):
+    """One line in our own words, the function that computes it ("module.name"), and the module of tests for it."""
+
+    text: str
+    code: str
+    test: str
+
+
+STATEMENTS: dict[str, Statement] = {
+    "eq-1": Statement("LoRA adds a scaled product of two thin matrices to a frozen weight", "lora.attach", "lora"),
+    "eq-2": Statement("The tangent kernel is the inner product of output gradients", "kernels.ntk", "kernels"),
+    "ntk-limit": Statement(
+        "At infinite width the tangent kernel of full fine-tuning is deterministic", "kernels.ntk", "limits"
+    ),
+    "ntk-limit-lora": Statement(
+        "At infinite width the tangent kernel of LoRA is deterministic", "kernels.lora_ntk_sweep", "kernels"
+    ),
+    "ntk-constant": Statement(
+        "At infinite width the tangent kernel stays constant while full fine-tuning trains",
+        "training.gradient_descent",
+        "training",
+    ),
+    "ntk-constant-lora": Statement(
+        "At infinite width the tangent kernel of LoRA stays constant while it trains",
+        "training.gradient_descent",
+        "training",
+    ),
+    "eq-3": Statement(
+        "Untargeted poisoning maximises the alignment of clean and poisoned gradients",
+        "attacks.gradient_alignment",
+        "attacks",
+    ),
+    "eq-4": Statement(
+        "Backdoor poisoning minimises the alignment of clean and triggered gradients",
+        "attacks.gradient_alignment",
+        "attacks",
+    ),
+    "thm-fisher": Statement(
+        "Fisher information is the kernel weighted by loss derivatives", "fisher.fisher_spectrum", "fisher"
+    ),
+    "eq-6": Statement(
+        "Information bits are half the sum of the nonzero eigenvalues", "spectra.information_bits", "spectra"
+    ),
+    "eq-7": Statement(
+        "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
+        "spectra.renyi_entropy",
+        "spectra",
+    ),
+    "eq-8": Statement("The infinite-width kernel obeys a recursion over layers", "limits.infinite_width_ntk", "limits"),
+    "eq-9": Statement(
+        "Σ is the Gaussian expectation, and the sum over neurons, of products of activations",
+        "limits.infinite_width_ntk",
+        "limits",
+    ),
+    "lem-lora-ntk": Statement(
+        "LoRA's kernel is the recursion with A between the activations", "layers.LayerFactors", "kernels"
+    ),
+    "thm-relation": Statement("LoRA's kernel is full fine-tuning's plus Δᵣ", "spectra.delta_matrix", "kernels"),
+    "thm-relation-attention": Statement(
+        "The relation and its order hold in the projections of a self-attention block",
+        "networks.SelfAttentionBlock",
+        "search",
+    ),
+    "thm-nsd": Statement(
+        "M is negative semi-definite when σₐ² < 1/n and r ≤ n", "spectra.nsd_variance_bound", "spectra"
+    ),
+    "cor-ideal": Statement("At r = n and σₐ² = 1/n the matrix M converges to 0", "spectra.delta_matrix", "spectra"),
+    "thm-ib": Statement(
+        "LoRA has no more information bits than full fine-tuning where M ≤ 0", "spectra.information_bits", "search"
+    ),
+    "thm-renyi": Statement(
+        "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0", "spectra.renyi_entropy", "search"
+    ),
+    "premise": Statement(
+        "Under PEFT's defaults the premise of the theorems is met", "spectra.nsd_variance_bound", "spectra"
+    ),
+    "direction": Statement(
+        "Lower alignment makes LoRA weaker against untargeted poisoning, stronger against backdoors",
+        "attacks.gradient_alignment",
+        "attacks",
+    ),
+    "why-it-matters": Statement(
+        "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
+        "attacks.gradient_alignment",
+        "search",
+    ),
 }
-"""Every statement that must carry a claim: id and one line in our own words, in the order of the poster."""
+"""Every statement that must carry a claim, in the order of the poster; ours come last."""
 
 ROLES = ("printed", "amended", "corrected")
 VERDICTS = {
@@ -151,7 +216,7 @@ class Claim:
     def save(self) -> Claim:
         """Write the claim as JSON to the results directory (see `results_directory`) and return it for display."""
         record = asdict(self) | {
-            "statement": STATEMENTS[self.id],
+            "statement": STATEMENTS[self.id].text,
             "verdict": self.verdict,
             "chapter": os.environ.get("LORANTK_CHAPTER"),
             "proof": self.id if self.definition else f"proof-{self.id}",
@@ -199,8 +264,14 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
     lines = ["| id | statement | verdict | decisive number | see |", "|---|---|---|---|---|"]
     for record in load_claims(claims_dir):
         page = f"{link_prefix}{record['chapter']}.html"
-        targets = {"proof": record["proof"]} | ({"figure": f"fig-{record['figure']}"} if record["figure"] else {})
-        links = ", ".join(f'<a href="{page}#{anchor}">{text}</a>' for text, anchor in targets.items())
+        statement = STATEMENTS[record["id"]]
+        module, name = statement.code.split(".")
+        targets = {"proof": f"{page}#{record['proof']}"}
+        if record["figure"]:
+            targets["figure"] = f"{page}#fig-{record['figure']}"
+        targets["code"] = f"_modules/lorantk/{module}.html#{name}"
+        targets["test"] = f"tests.html#test-{statement.test}"
+        links = ", ".join(f'<a href="{target}">{text}</a>' for text, target in targets.items())
         cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record), links]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -111,3 +111,38 @@ def mlp(
                 layer.bias.zero_()
         modules.append(layer)
     return nn.Sequential(*modules)
+
+
+class SelfAttentionBlock(nn.Module):
+    """One attention head with a residual feed-forward layer and a pooled classifier: (n, T, width) to (n, outputs).
+
+    The projections are the linear layers "query", "key", "value", "up", "down" and "head", all in standard
+    parametrisation without bias, W ~ N(0, 1/fan_in), each applied at every one of the T positions but "head".
+
+    Parameters
+    ----------
+    width, hidden, outputs : int
+        Dimension of a token, of the feed-forward layer, and number of outputs.
+    seed : int
+        Seed of an explicit generator.
+    """
+
+    query: nn.Linear
+    key: nn.Linear
+    value: nn.Linear
+    up: nn.Linear
+    down: nn.Linear
+    head: nn.Linear
+
+    def __init__(self, width: int, hidden: int, outputs: int, seed: int = 0) -> None:
+        super().__init__()
+        shapes = {"query": (width, width), "key": (width, width), "value": (width, width),
+                  "up": (width, hidden), "down": (hidden, width), "head": (width, outputs)}  # fmt: skip
+        for index, (name, sizes) in enumerate(shapes.items()):
+            self.add_module(name, mlp(sizes, parametrization="standard", weight_variance=1.0, seed=seed + index)[0])
+        self.scale = width**-0.5
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        weights = torch.softmax(self.scale * self.query(tokens) @ self.key(tokens).mT, dim=-1)
+        mixed = tokens + weights @ self.value(tokens)
+        return self.head((mixed + self.down(torch.relu(self.up(mixed)))).mean(dim=1))

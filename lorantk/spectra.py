@@ -107,6 +107,40 @@ def nsd_variance_bound(rank: int, width: int) -> float:
     return 1.0 / (math.sqrt(rank) + math.sqrt(width)) ** 2
 
 
+def nsd_probability(rank: int, width: int, variance: float) -> float:
+    """Probability that A^T A - I is negative semi-definite for Gaussian A at finite size (law of Tracy and Widom).
+
+    The largest eigenvalue of A A^T / variance has centre (sqrt(n-1) + sqrt(r))^2 and scale
+    (sqrt(n-1) + sqrt(r)) (1/sqrt(n-1) + 1/sqrt(r))^(1/3); in these units it follows the Tracy-Widom law of order 1, for
+    which the shifted gamma law of Chiani (2014) is used.
+
+    Parameters
+    ----------
+    rank, width : int
+        1 <= rank <= width, width at least 2.
+    variance : float
+        s^2 sigma_a^2, above 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a rank outside 1..width, a width below 2, or a variance that is not above 0.
+
+    Notes
+    -----
+    Statement ``thm-nsd``. Source: Johnstone (2001) for centre and scale.
+    """
+    _check_rank(rank, width)
+    check_integer("width", width, 2)
+    check_real("variance", variance, minimum=0.0, exclusive=True)
+    root_n, root_r = math.sqrt(width - 1), math.sqrt(rank)
+    scale = (root_n + root_r) * (1 / root_n + 1 / root_r) ** (1 / 3)
+    standardised = (1 / variance - (root_n + root_r) ** 2) / scale
+    shape, gamma_scale, shift = 46.446, 0.186054, 9.84801
+    argument = torch.tensor(max(0.0, standardised + shift) / gamma_scale, dtype=torch.float64)
+    return torch.special.gammainc(torch.tensor(shape, dtype=torch.float64), argument).item()
+
+
 def is_negative_semidefinite(M: Tensor, tol: float) -> bool:
     """Whether the largest eigenvalue of the symmetric matrix M is at most `tol` (same unit as M).
 

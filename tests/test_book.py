@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "book" / "_build" / "html"
 SHOTS = ROOT / "book" / "_build" / "screenshots"
 PAGES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
-PATHS = ["index.html", "claims.html", "api.html", "bibliography.html", *(f"notebooks/{page}.html" for page in PAGES)]
+PATHS = [
+    "index.html",
+    "claims.html",
+    "api.html",
+    "tests.html",
+    "bibliography.html",
+    *(f"notebooks/{page}.html" for page in PAGES),
+]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REQUIRED = os.environ.get("LORANTK_REQUIRE_BOOK") == "1"
 FLAGS = [

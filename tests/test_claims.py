@@ -1,5 +1,6 @@
 """From evidence to verdict: every path, and what may not be claimed."""
 
+import importlib
 import json
 import math
 
@@ -87,6 +88,8 @@ def test_a_claim_survives_its_journey_to_the_tables(tmp_path, monkeypatch, capsy
     table = render_markdown(folder, link_prefix="notebooks/")
     assert "notebooks/04-matrix-m.html#fig-plane" in table
     assert "notebooks/04-matrix-m.html#proof-thm-nsd" in table
+    assert "_modules/lorantk/spectra.html#nsd_variance_bound" in table
+    assert "tests.html#test-spectra" in table
     assert "b: 2 (predicted 0 to 1)" in table
     assert "**fails as printed**" in render_plain(folder)
     assert "Of 2 statements" in render_summary(folder)
@@ -102,3 +105,15 @@ def test_html_names_the_verdict_in_words():
 
 def test_disagreement_is_relative_to_the_second():
     assert disagreement(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
+
+
+def test_every_statement_names_code_and_tests_that_exist(root):
+    for statement in STATEMENTS.values():
+        module, name = statement.code.split(".")
+        assert hasattr(importlib.import_module(f"lorantk.{module}"), name)
+        assert (root / "tests" / f"test_{statement.test}.py").exists()
+        assert f"(test-{statement.test})=" in (root / "book" / "tests.md").read_text()
+
+
+def test_every_statement_has_its_claim_in_the_reference(root):
+    assert missing_claims(root / "tests" / "reference" / "claims") == []

@@ -21,7 +21,7 @@ from lorantk import (
     nsd_variance_bound,
     renyi_entropy,
 )
-from lorantk.spectra import marchenko_pastur_density
+from lorantk.spectra import marchenko_pastur_density, nsd_probability
 
 spectra = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12).map(lambda v: torch.tensor(v, dtype=torch.float64))
 
@@ -59,6 +59,22 @@ def test_spectrum_fills_the_marchenko_pastur_interval(share):
 def test_variance_bound_puts_the_upper_edge_at_one(rank, extra):
     width = rank + extra
     assert marchenko_pastur_edges(rank, width, nsd_variance_bound(rank, width))[1] == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize(("rank", "width"), [(20, 40), (5, 60)])
+def test_probability_of_semidefiniteness_matches_draws(rank, width):
+    tops = torch.stack([torch.linalg.svdvals(gaussian(rank, width, seed=s))[0] ** 2 for s in range(1000)])
+    for quantile in (0.2, 0.5, 0.8):
+        variance = 1 / tops.quantile(quantile).item()
+        # binomial error 0.016, four of them; the limit law is off by up to about 0.03 at these sizes
+        assert abs(nsd_probability(rank, width, variance) - quantile) < 0.1
+
+
+def test_probability_is_never_below_the_guarantee():
+    for ratio in (0.5, 0.8, 0.95):
+        variance = ratio * nsd_variance_bound(64, 128)
+        t = variance**-0.5 - 128**0.5 - 64**0.5
+        assert nsd_probability(64, 128, variance) >= 1 - math.exp(-(t**2) / 2)
 
 
 def test_printed_theorem_has_its_counterexamples():
@@ -147,6 +163,8 @@ GOOD = torch.tensor([1.0, 2.0], dtype=torch.float64)
         (lambda: marchenko_pastur_edges(5, 4, 1.0), ValueError, "rank must be at most width = 4"),
         (lambda: marchenko_pastur_edges(2, 4, -1.0), ValueError, "variance must be finite and at least 0"),
         (lambda: marchenko_pastur_density(GOOD, 2, 4, 0.0), ValueError, "variance must be finite and above 0"),
+        (lambda: nsd_probability(1, 1, 1.0), ValueError, "width must be at least 2"),
+        (lambda: nsd_probability(2, 4, 0.0), ValueError, "variance must be finite and above 0"),
         (lambda: nsd_variance_bound(0, 4), ValueError, "rank must be at least 1"),
         (lambda: is_negative_semidefinite(gaussian(2, 3, seed=0), 0.0), ValueError, "M must be square"),
         (lambda: is_negative_semidefinite(gaussian(2, 2, seed=0), 0.0), ValueError, "M must be symmetric"),
