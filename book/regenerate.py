@@ -186,7 +186,13 @@ def _render_hash(root: Path) -> str:
     book = root / "book"
     paths = [p for p in sorted(book.rglob("*")) if p.is_file() and "_build" not in p.relative_to(book).parts]
     digest = hashlib.sha256()
-    for path in [root / "_config.yml", root / "constraints.txt", *sorted((root / "lorantk").glob("*.py")), *paths]:
+    for path in [
+        root / "_config.yml",
+        root / "constraints.txt",
+        *sorted(root.glob("lorantk/*.py")),
+        *sorted(root.glob("tests/*.py")),
+        *paths,
+    ]:
         if path.suffix not in (".pyc", ".png"):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -315,6 +315,8 @@ def _interval(low: float | None, high: float | None) -> str:
         return "anything" if low is None or low == -math.inf else f"at least {_number(low)}"
     if low is None or low == -math.inf:
         return f"at most {_number(high)}"
+    if low < high and _number(low) == _number(high):
+        return f"{_number((low + high) / 2)} ± {(high - low) / 2:.0e}"
     return f"{_number(low)} to {_number(high)}"
 
 

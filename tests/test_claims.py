@@ -103,6 +103,11 @@ def test_html_names_the_verdict_in_words():
     assert 'id="claim-eq-1"' in page
 
 
+def test_a_narrow_interval_is_shown_as_such():
+    narrow = Evidence("n", 1.0, 1 - 1e-6, 1 + 1e-6, "closed form")
+    assert "1 ± 1e-06" in Claim("eq-1", [GOOD, narrow], decisive="a")._repr_html_()
+
+
 def test_disagreement_is_relative_to_the_second():
     assert disagreement(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == 0.5
 

@@ -1,7 +1,7 @@
 """Searches for counterexamples: every statement that survives is attacked with random architectures and data.
 
 Widths from 2 to 64, one to four layers, four activations, two parametrisations, ranks, variances and scalings at
-random; data with duplicate, zero, antiparallel and collinear inputs. The number of cases tried is recorded with each test.
+random; data with duplicate, zero, antiparallel and collinear inputs. Each test records the number of cases tried.
 """
 
 import math
