@@ -127,12 +127,6 @@ def save(
         frame[column] = frame[column].where(frame[column].abs() >= columns[str(column)]["atol"], 0.0)
 
     directory = results_directory("figures")
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        svg, png = io.StringIO(), io.BytesIO()
-        fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    plt.close(fig)
-    light = svg.getvalue()
     record = {
         "name": name,
         "alt": alt,
@@ -142,16 +136,25 @@ def save(
         "versions": {package: version(package) for package in ("lorantk", "torch", "numpy", "matplotlib")},
         "revision": _revision(),
     }
-    files: dict[str, str | bytes] = {
-        ".svg": light,
-        "-dark.svg": light.replace(INK, INK_DARK).replace(GRID, GRID_DARK),
-        ".png": png.getvalue(),
+    files = _pictures(fig, name) | {
         ".csv": frame.to_csv(index=False, float_format="%.7g", lineterminator="\n"),
         ".json": json.dumps(record, indent=1) + "\n",
     }
     for suffix, content in files.items():
         write_atomically(directory / f"{name}{suffix}", content)
     return SavedFigure(name, alt, caption, directory)
+
+
+def _pictures(fig: Figure, name: str) -> dict[str, str | bytes]:
+    """The figure as SVG for a light and for a dark page and as PNG, by file suffix; the figure is closed."""
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        svg, png = io.StringIO(), io.BytesIO()
+        fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+    plt.close(fig)
+    light = svg.getvalue()
+    dark = light.replace(INK, INK_DARK).replace(GRID, GRID_DARK)
+    return {".svg": light, "-dark.svg": dark, ".png": png.getvalue()}
 
 
 def rate_line(ax: Axes, x: Sequence[float], y: Sequence[float], rate: float, label: str) -> None:

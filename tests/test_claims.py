@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from lorantk.claims import (
-    STATEMENTS,
     Claim,
     Evidence,
     disagreement,
@@ -19,6 +18,7 @@ from lorantk.claims import (
     render_plain,
     render_summary,
 )
+from lorantk.statements import STATEMENTS
 
 GOOD = Evidence("a", 0.5, 0, 1, "autodiff")
 BAD = Evidence("b", 2.0, 0, 1, "Monte Carlo")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from strategies import batches, gaussian, loras, networks, relative, seeds
 
 from lorantk import LoRA, fisher_spectrum, fisher_trace, mlp, ntk
-from lorantk.fisher import loss_cotangents, loss_gram, true_fisher_spectrum
+from lorantk.fisher import loss_cotangents, loss_gradients, loss_gram, true_fisher_spectrum
 
 LOSSES = {
     "cross_entropy": torch.nn.functional.cross_entropy,
@@ -41,6 +41,8 @@ def test_trace_and_spectrum_are_those_of_the_dense_matrix(data, model, loss, see
     assert len(spectrum) > 0 or dense.abs().max() == 0  # a dead ReLU network has no Fisher information
     assert len(spectrum) == 0 or relative(spectrum, expected) < 1e-10
     assert bool((spectrum.diff() <= 0).all())
+    trained = model if lora is None else lora.attach(model, seed)
+    assert relative(loss_gradients(trained, x, y, loss), G) < 1e-10
     assert relative(loss_gram(model, x, y, loss, lora=lora, seed=seed), G @ G.T) < 1e-10
 
 
@@ -82,7 +84,7 @@ def test_true_fisher_of_squared_error_is_the_kernel_itself():
 NET, X = mlp([3, 4, 2]).double(), gaussian(2, 3, seed=0)
 
 
-@pytest.mark.parametrize("function", [fisher_spectrum, fisher_trace])
+@pytest.mark.parametrize("function", [fisher_spectrum, fisher_trace, loss_gradients])
 @pytest.mark.parametrize(
     ("y", "loss", "error", "message"),
     [
