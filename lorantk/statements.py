@@ -20,17 +20,17 @@ STATEMENTS: dict[str, Statement] = {
         "At infinite width the tangent kernel of full fine-tuning is deterministic", "kernels.ntk", "limits"
     ),
     "ntk-limit-lora": Statement(
-        "At infinite width the tangent kernel of LoRA is deterministic", "kernels.lora_ntk_sweep", "kernels"
+        "At infinite width the tangent kernel of LoRA is deterministic", "kernels.lora_ntk_sweep", "counterexamples"
     ),
     "ntk-constant": Statement(
         "At infinite width the tangent kernel stays constant while full fine-tuning trains",
         "training.gradient_descent",
-        "training",
+        "search",
     ),
     "ntk-constant-lora": Statement(
         "At infinite width the tangent kernel of LoRA stays constant while it trains",
         "training.gradient_descent",
-        "training",
+        "counterexamples",
     ),
     "eq-3": Statement(
         "Untargeted poisoning maximises the alignment of clean and poisoned gradients",
@@ -46,12 +46,12 @@ STATEMENTS: dict[str, Statement] = {
         "Fisher information is the kernel weighted by loss derivatives", "fisher.fisher_spectrum", "fisher"
     ),
     "eq-6": Statement(
-        "Information bits are half the sum of the nonzero eigenvalues", "spectra.information_bits", "spectra"
+        "Information bits are half the sum of the nonzero eigenvalues", "spectra.information_bits", "counterexamples"
     ),
     "eq-7": Statement(
         "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
         "spectra.renyi_entropy",
-        "spectra",
+        "counterexamples",
     ),
     "eq-8": Statement("The infinite-width kernel obeys a recursion over layers", "limits.infinite_width_ntk", "limits"),
     "eq-9": Statement(
@@ -71,7 +71,9 @@ STATEMENTS: dict[str, Statement] = {
     "thm-nsd": Statement(
         "M is negative semi-definite when σₐ² < 1/n and r ≤ n", "spectra.nsd_variance_bound", "spectra"
     ),
-    "cor-ideal": Statement("At r = n and σₐ² = 1/n the matrix M converges to 0", "spectra.delta_matrix", "spectra"),
+    "cor-ideal": Statement(
+        "At r = n and σₐ² = 1/n the matrix M converges to 0", "spectra.delta_matrix", "counterexamples"
+    ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0", "spectra.information_bits", "search"
     ),
@@ -84,7 +86,7 @@ STATEMENTS: dict[str, Statement] = {
     "direction": Statement(
         "Lower alignment makes LoRA weaker against untargeted poisoning, stronger against backdoors",
         "attacks.gradient_alignment",
-        "attacks",
+        "counterexamples",
     ),
     "why-it-matters": Statement(
         "LoRA's gradients are random projections: cosines gain noise of order 1/√r",

@@ -26,7 +26,9 @@ from lorantk import (
     ntk,
     renyi_entropy,
 )
+from lorantk.fisher import LOSSES
 from lorantk.networks import ACTIVATIONS, SelfAttentionBlock
+from lorantk.training import gradient_descent
 
 CASES = 150
 search = settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
@@ -151,6 +153,24 @@ def test_recursion_and_determinism_survive(data, activation, variance, depth):
     # one draw is off by a few times depth / sqrt(width) = 0.18 at most; the mean of 16 by a quarter of that
     assert (kernels.mean(0) - limit).abs().max() / size < 0.25 * depth / 2
     assert kernels.std(0).max() / size < 0.5 * depth / 2
+
+
+@settings(max_examples=20, suppress_health_check=list(HealthCheck))
+@given(
+    seed=seeds, activation=st.sampled_from(sorted(ACTIVATIONS)), loss=st.sampled_from(LOSSES), depth=st.integers(2, 3)
+)
+def test_full_fine_tuning_moves_its_kernel_less_in_a_wide_network(seed, activation, loss, depth):
+    x = gaussian(6, 5, seed=seed)
+    y = gaussian(6, 2, seed=seed) if loss == "squared_error" else torch.arange(6) % 2
+    drifts = []
+    for width in (16, 1024):
+        model = mlp([5, *[width] * (depth - 1), 2], activation, seed=seed).double()
+        before = ntk(model, x, output="trace")
+        trained = gradient_descent(model, x, y, loss, learning_rate=0.1, steps=20)
+        drifts.append(((ntk(trained, x, output="trace") - before).norm() / before.norm()).item())
+    # 64 times the width: the drift falls by 8 or more in the mean; single draws scatter by a factor of a few
+    assert drifts[1] < 0.5 * drifts[0]
+    assert drifts[1] < 0.1
 
 
 @search
