@@ -239,6 +239,8 @@ def main(directory: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not load_claims(directory):
+        raise SystemExit(f"no claims in {directory}: run from the project's root, or name a directory of claims")
     table = Table("id", "verdict", "decisive number", "chapter", title="Claims, as computed")
     for record in load_claims(directory):
         table.add_row(record["id"], record["verdict"], _decisive(record), record["chapter"])

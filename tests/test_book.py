@@ -147,5 +147,14 @@ def test_internal_links_lead_somewhere(browser, site, path):
     context.close()
 
 
+def test_a_link_to_a_proof_opens_its_dropdown(browser, site):
+    context, page, _ = open_page(browser, site, "claims.html")
+    page.locator('article a[href*="#proof-thm-nsd"]').first.click()
+    page.wait_for_load_state()
+    assert page.url.endswith("#proof-thm-nsd")
+    assert page.evaluate("document.getElementById('proof-thm-nsd').closest('details').open")
+    context.close()
+
+
 def test_every_source_has_its_page():
     assert [path for path in PATHS if not (HTML / path).exists()] == []
