@@ -46,7 +46,7 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	rm -f .venv/.installed-*
-	$(BIN)/pip install -q -c constraints.txt -e '.[book,hf,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
 .PHONY: help book check test figures notebook reference lab serve lint clean
