@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from .batches import Batch, check_pair, join
 from .fisher import loss_gram
 from .lora import Adapter, LoRA
-from .validation import check_integer, check_same_kind, check_tensor
+from .validation import check_integer, check_tensor
 
 
 def flip_labels(y: Tensor, rate: float, classes: int, seed: int = 0) -> Tensor:
@@ -75,8 +76,8 @@ def insert_trigger(
 
 def gradient_alignment(
     model: nn.Module,
-    clean: tuple[Tensor, Tensor],
-    poisoned: tuple[Tensor, Tensor],
+    clean: tuple[Batch, Tensor],
+    poisoned: tuple[Batch, Tensor],
     loss: str = "cross_entropy",
     *,
     lora: LoRA | None = None,
@@ -91,7 +92,7 @@ def gradient_alignment(
     model, loss, lora, seed, adapters
         As in `lorantk.fisher_spectrum`.
     clean, poisoned : pairs (x, y)
-        Inputs (n_c, ...), (n_p, ...) with their labels.
+        Inputs (n_c, ...), (n_p, ...), or mappings of tensors, with their labels.
     cosine : bool
         Divide by the norms of both gradients: 0 for orthogonal, 1 for parallel ones, and 0 where a gradient is 0.
 
@@ -109,20 +110,14 @@ def gradient_alignment(
     Statements ``eq-3`` (the adversary maximises it), ``eq-4`` (the adversary minimises it).
     """
     (x_clean, y_clean), (x_poisoned, y_poisoned) = clean, poisoned
-    check_tensor("clean inputs", x_clean, floating=False)
-    check_tensor("poisoned inputs", x_poisoned, floating=False)
-    check_same_kind("poisoned inputs", x_poisoned, "clean inputs", x_clean)
-    if x_clean.shape[1:] != x_poisoned.shape[1:]:
-        raise ValueError(
-            f"poisoned inputs must have shape (n, *{tuple(x_clean.shape[1:])}); got {tuple(x_poisoned.shape)}"
-        )
-    x, y = torch.cat([x_clean, x_poisoned]), torch.cat([y_clean, y_poisoned])
+    check_pair(model, x_clean, x_poisoned, ("clean inputs", "poisoned inputs"))
+    x, y = join(x_clean, x_poisoned), torch.cat([y_clean, y_poisoned])
     gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters)
     if cosine:
         norms = gram.diagonal().clamp(min=0.0).sqrt()
         norms = norms.where(norms > 0, 1.0)
         gram = gram / norms / norms[:, None]
-    return gram[: len(x_clean), len(x_clean) :].abs()
+    return gram[: len(y_clean), len(y_clean) :].abs()
 
 
 def _choose(n: int, rate: float, seed: int) -> tuple[Tensor, torch.Generator]:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad
 
+from .batches import Batch, call, check_batch, map_inputs
 from .kernels import ntk
-from .layers import check_outputs
 from .lora import Adapter, LoRA, adapted
 from .spectra import nonzero
 from .validation import check_choice, check_same_kind, check_tensor
@@ -62,7 +62,19 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
     return torch.softmax(outputs, dim=1) - torch.nn.functional.one_hot(y, C)
 
 
-def loss_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_entropy") -> Tensor:
+class Contracted(nn.Module):
+    """A model whose only output is d . F(x): its Jacobian J^T d is the gradient of the loss, its kernel is d^T K d'."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, cotangents: Tensor, **x: Tensor) -> Tensor:
+        outputs = call(self.model, x.get("inputs", x))
+        return (cotangents * outputs).sum(1, keepdim=True)
+
+
+def loss_gradients(model: nn.Module, x: Batch, y: Tensor, loss: str = "cross_entropy") -> Tensor:
     """Gradient of the loss of each input by the trainable parameters of `model`, by torch.func and without a kernel.
 
     The second route to all that this module computes; memory n times the number of parameters.
@@ -70,7 +82,7 @@ def loss_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_en
     Parameters
     ----------
     model : nn.Module
-    x : Tensor (n, ...)
+    x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
         Labels as in `loss_cotangents`.
     loss : {"cross_entropy", "squared_error"}
@@ -85,36 +97,37 @@ def loss_gradients(model: nn.Module, x: Tensor, y: Tensor, loss: str = "cross_en
         On an unknown loss, bad labels or a batch that does not fit the model.
     """
     with torch.no_grad():
-        loss_cotangents(check_outputs(model(x), len(x)), y, loss)  # checks the labels
+        loss_cotangents(call(model, x), y, loss)  # checks the labels
     values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
-    def single(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        outputs = functional_call(model, values, (x[None],))
+    def single(values: dict[str, Tensor], one: Batch, label: Tensor) -> Tensor:
+        outputs = call(model, one, values)
         if loss == "cross_entropy":
-            return nn.functional.cross_entropy(outputs, y[None])
-        return 0.5 * (outputs[0] - y).square().sum()
+            return nn.functional.cross_entropy(outputs, label[None])
+        return 0.5 * (outputs[0] - label).square().sum()
 
-    gradients = vmap(grad(single), in_dims=(None, 0, 0))(values, x, y)
+    gradients = map_inputs(lambda one, label: grad(single)(values, one, label), x, y)
     return torch.cat([g.flatten(1) for g in gradients.values()], dim=1).detach()
 
 
 def loss_gram(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
+    max_memory: int | str | None = None,
 ) -> Tensor:
     """Inner products of loss gradients, d_i^T K(x_i, x_j) d_j, between all pairs of labelled inputs.
 
     Parameters
     ----------
-    model, lora, seed, adapters
+    model, lora, seed, adapters, max_memory
         As in `lorantk.ntk`.
-    x : Tensor (n, ...)
+    x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
         Labels as in `loss_cotangents`.
     loss : {"cross_entropy", "squared_error"}
@@ -132,23 +145,26 @@ def loss_gram(
     -----
     Statements ``eq-3``, ``eq-4``, ``thm-fisher``.
     """
+    check_choice("loss", loss, LOSSES)
     model = adapted(model, lora=lora, seed=seed, adapters=adapters)
-    kernel = ntk(model, x)
+    check_batch("x", x, model)
     with torch.no_grad():
-        d = loss_cotangents(check_outputs(model(x), len(x)), y, loss)
-    gram = torch.einsum("nc,ncmd,md->nm", d, kernel, d)
+        d = loss_cotangents(call(model, x), y, loss)
+    inputs = {"inputs": x} if isinstance(x, Tensor) else dict(x)
+    gram = ntk(Contracted(model), {"cotangents": d, **inputs}, output="trace", max_memory=max_memory)
     return (gram + gram.T) / 2
 
 
 def fisher_spectrum(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
+    max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the empirical Fisher information (1/N) sum_i grad L_i grad L_i^T, descending.
 
@@ -163,19 +179,21 @@ def fisher_spectrum(
     -----
     Statement ``thm-fisher``, spectrum form.
     """
-    eigenvalues = torch.linalg.eigvalsh(loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters) / len(x))
+    gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters, max_memory=max_memory)
+    eigenvalues = torch.linalg.eigvalsh(gram / len(gram))
     return nonzero(eigenvalues).flip(0)
 
 
 def fisher_trace(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
+    max_memory: int | str | None = None,
 ) -> Tensor:
     """Trace of the empirical Fisher information: the mean over inputs of d^T K(x, x) d, a scalar tensor.
 
@@ -185,17 +203,19 @@ def fisher_trace(
     -----
     Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
     """
-    return loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters).diagonal().mean()
+    gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters, max_memory=max_memory)
+    return gram.diagonal().mean()
 
 
 def true_fisher_spectrum(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     loss: str = "cross_entropy",
     *,
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
+    max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the true Fisher information, whose labels are drawn from the model itself, descending.
 
@@ -215,11 +235,11 @@ def true_fisher_spectrum(
     """
     check_choice("loss", loss, LOSSES)
     model = adapted(model, lora=lora, seed=seed, adapters=adapters)
-    kernel = ntk(model, x)
+    kernel = ntk(model, x, max_memory=max_memory)
     n, C = kernel.shape[:2]
     if loss == "cross_entropy":
         with torch.no_grad():
-            p = torch.softmax(check_outputs(model(x), n), dim=1)
+            p = torch.softmax(call(model, x), dim=1)
         values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
         root = vectors * values.clamp(min=0.0).sqrt()[:, None, :]  # root root^T = S
         kernel = torch.einsum("nca,ncmd,mdb->namb", root, kernel, root)

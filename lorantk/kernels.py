@@ -7,27 +7,28 @@ the kernel of an adapted or PEFT model is the kernel of its adapters. Three meth
 - "vector_products": K v = J1 (J2^T v), one vjp and one jvp per column of K; memory n C plus a few parameter vectors.
 - "layerwise": Gram matrices of activations times Gram matrices of cotangents; memory n C width.
 
+Where x' is x, only the upper triangle is computed. With `max_memory` the kernel is made of tiles, each from a block of
+inputs that fits; with `out` the tiles go to a file, and an interrupted run goes on where it stopped.
+
 Statements ``eq-2``, ``lem-lora-ntk``, ``thm-relation``. Sources: Jacot et al. (2018); Novak et al. (2022).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, jvp, vjp, vmap
+from torch.func import jacrev, jvp, vjp, vmap
+from tqdm import tqdm
 
-from .layers import (
-    LayerFactors,
-    check_deterministic,
-    check_inputs,
-    check_output_name,
-    check_outputs,
-    linear_layers,
-)
+from .batches import Batch, call, check_pair, map_inputs, size, take, tensors
+from .layers import LayerFactors, adaptable_layers, check_deterministic, factors_of, gram, kind
 from .lora import Adapter, LoRA, adapted
+from .tiles import assemble, in_bytes
 from .validation import check_choice
 
 logger = logging.getLogger("lorantk")
@@ -38,78 +39,97 @@ JACOBIAN_LIMIT = 2**27
 
 def ntk(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Batch,
+    x2: Batch | None = None,
     *,
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     method: str = "auto",
     output: str = "full",
+    max_memory: int | str | None = None,
+    out: str | Path | None = None,
 ) -> Tensor:
     """Empirical tangent kernel between two batches, over the trainable parameters of `model` or over its adapters.
 
     Parameters
     ----------
     model : nn.Module
-        Maps a batch (n, ...) to outputs (n, C), input by input.
-    x1, x2 : Tensor (n1, ...), (n2, ...)
+        Maps a batch of n inputs to outputs (n, C), input by input; outputs in an attribute ``logits`` will do.
+    x1, x2 : Tensor (n1, ...), (n2, ...), or mappings of such tensors, given to the model by keyword
         Inputs in the model's dtype and on its device; x2 = x1 when None.
     lora : LoRA, optional
-        Kernel of adapters drawn with `seed`, at their start (B = 0), instead of the model's own parameters. Beside
-        `adapters` given as plain A, it supplies the scaling only.
+        Kernel of adapters drawn with `seed`, at their start (B = 0), instead of the model's own parameters; or of
+        those that `LoRA.from_peft` read. Beside `adapters` given as plain A, it supplies the scaling only.
     adapters : mapping of layer name to A (rank, fan_in), or to `Adapter`, optional
         Kernel of these very adapters; a plain A means B = 0.
-    layers : sequence of str, optional
-        Keep the contribution of these linear layers (or of the adapters on them) only.
+    layers : str or sequence of str, optional
+        Keep the contribution of these layers (or of the adapters on them) only: names, a regular expression or
+        "all-linear", as in `lorantk.layers.adaptable_layers`.
     method : {"auto", "jacobian", "vector_products", "layerwise"}
-        "auto" takes "layerwise" where every trainable parameter belongs to a linear layer, else "jacobian" while
-        the Jacobian is small, else "vector_products"; it logs its choice to the logger ``lorantk``.
+        "auto" takes "layerwise" where every trainable parameter belongs to a linear, convolutional, embedding or
+        normalisation layer, else "jacobian" while the Jacobian is small or `max_memory` bounds it, else
+        "vector_products"; it logs its choice to the logger ``lorantk``.
     output : {"full", "trace"}
         All pairs of outputs, or the sum over equal outputs.
+    max_memory : int or str, optional
+        Bytes, or text such as "4GB", that blocks of factors or Jacobians and one tile of the kernel may take beside
+        the model; for "layerwise" and "jacobian".
+    out : path ending in .npy, optional
+        Write the kernel to this file tile by tile and return it memory-mapped. A run that was interrupted resumes
+        from ``<out>.partial``; the file itself appears when it is complete.
 
     Returns
     -------
     Tensor (n1, C, n2, C) for "full", (n1, n2) for "trace"
-        In the model's dtype, on its device, without a graph.
+        In the model's dtype, on its device (in main memory with `out`), without a graph.
 
     Raises
     ------
     TypeError, ValueError
-        On bad inputs, unknown names, nothing to train, or a method that does not cover the parameters asked for.
+        On bad inputs, unknown names, nothing to train, a frozen layer, or a method that does not cover the parameters
+        asked for; also if one input alone exceeds `max_memory`.
 
     Notes
     -----
     Statement ``eq-2``; with `lora`, ``lem-lora-ntk``. In float64 the three methods agree to 1e-10 relative.
     """
     check_choice("method", method, ("auto", "jacobian", "vector_products", "layerwise"))
-    check_output_name(output)
+    check_choice("output", output, ("full", "trace"))
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     check_deterministic(model)
-    x2 = check_inputs(model, x1, x2)
+    x2 = check_pair(model, x1, x2)
     if lora is not None or adapters is not None:
         model, layers = adapted(model, lora=lora, seed=seed, adapters=adapters, layers=layers), None
     parameters = _trainable(model, layers)
     if method == "auto":
-        method = _choose(model, parameters, x1, x2)
+        method = _choose(model, parameters, x1, x2, max_memory is not None)
         logger.info("ntk: method %r for %d trainable tensors", method, len(parameters))
-    if method == "layerwise":
-        return _layerwise(model, parameters, x1, x2, output)
-    compute = _by_jacobian if method == "jacobian" else _by_vector_products
-    kernel = compute(model, parameters, x1, x2)
-    return kernel if output == "full" else torch.einsum("ncmc->nm", kernel)
+    prepare, tile = _METHODS[method](model, parameters, output)
+    block1, block2 = size(x1), size(x2)
+    if max_memory is not None:
+        if method == "vector_products":
+            raise ValueError("max_memory is for methods 'layerwise' and 'jacobian'; 'vector_products' makes no blocks")
+        block1 = block2 = _block_size(in_bytes(max_memory), prepare, model, x1, output)
+    return assemble(
+        lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)), tile,
+        (size(x1), size(x2)), (block1, block2), symmetric=x2 is x1, out=None if out is None else Path(out),
+        fingerprint=[method, output, *parameters.values(), *model.state_dict().values(), *tensors(x1).values(),
+                     *tensors(x2).values()],
+    )  # fmt: skip
 
 
 def lora_ntk_sweep(
     model: nn.Module,
-    x1: Tensor,
-    x2: Tensor | None = None,
+    x1: Batch,
+    x2: Batch | None = None,
     *,
     loras: Iterable[LoRA],
     seeds: Iterable[int],
     output: str = "full",
+    nested: bool = False,
 ) -> Tensor:
     """Kernels of many adapter draws, at B = 0, from one set of layer factors.
 
@@ -119,11 +139,14 @@ def lora_ntk_sweep(
         As in `ntk`.
     loras : iterable of LoRA
     seeds : iterable of int
+    nested : bool
+        Cut the A of every rank from one draw: its first rows at the largest rank among `loras`.
 
     Returns
     -------
     Tensor (len(loras), len(seeds), n1, C, n2, C), or (len(loras), len(seeds), n1, n2) for "trace"
-        Entry [i, j] equals ``ntk(model, x1, x2, lora=loras[i], seed=seeds[j], output=output)``.
+        Entry [i, j] equals ``ntk(model, x1, x2, lora=loras[i], seed=seeds[j], output=output)``, or with `nested` the
+        kernel of the adapters cut from the common draw.
 
     Raises
     ------
@@ -132,111 +155,170 @@ def lora_ntk_sweep(
 
     Notes
     -----
-    Statement ``lem-lora-ntk``: K = sum_l s^2 (A a . A a') (g . g'), so only A changes between draws.
+    Statement ``lem-lora-ntk``: K = sum_l s^2 (A a . A a') (g . g'), so only A changes between draws, and draws that
+    differ by a common factor share one product.
     """
-    check_output_name(output)
+    check_choice("output", output, ("full", "trace"))
     loras, seeds = list(loras), list(seeds)
     if not loras or not seeds:
         raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
-    x2 = check_inputs(model, x1, x2)
-    draws = [
-        {name: lora.scaling * A for name, A in lora.sample(model, seed).items()} for lora in loras for seed in seeds
-    ]
-    names = list(dict.fromkeys(name for draw in draws for name in draw))
-    factors1 = LayerFactors.from_model(model, x1, names)
-    factors2 = factors1 if x2 is x1 else LayerFactors.from_model(model, x2, names)
-    n1, n2, C = len(x1), len(x2), factors1.outputs.shape[1]
-    kernels = factors1.outputs.new_zeros(len(draws), *((n1, C, n2, C) if output == "full" else (n1, n2)))
-    for name in names:
-        users = [i for i, draw in enumerate(draws) if name in draw]
-        kernels[users] += factors1.adapter_grams(factors2, name, [draws[i][name] for i in users], output)
-    return kernels.unflatten(0, (len(loras), len(seeds)))
+    if any(lora.drawn is not None for lora in loras):
+        raise ValueError(
+            "loras must be drawn afresh; one of them holds adapters read by LoRA.from_peft: call ntk for it"
+        )
+    x2 = check_pair(model, x1, x2)
+    names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
+    one = LayerFactors.from_model(model, x1, names)
+    other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
+    n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
+    kernels = one.outputs.new_zeros(len(loras), len(seeds), *((n1, C, n2, C) if output == "full" else (n1, n2)))
+    shared = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
+    rank = max(lora.rank for lora in loras) if nested else None
+    for j, seed in enumerate(tqdm(seeds, "seeds", delay=2, leave=False)):
+        done: dict[object, tuple[float, int]] = {}
+        for i, lora in enumerate(loras):
+            draw = lora.sample(model, seed) if rank is None else lora.sample_nested(model, seed, rank)
+            strengths = {name: lora.scaling**2 * lora.entry_variance(A.shape[1]) for name, A in draw.items()}
+            strongest = max(strengths.values())
+            key = (lora.rank, lora.variance == "peft", tuple((name, v / strongest) for name, v in strengths.items()))
+            if strongest > 0 and key in done:
+                strength, index = done[key]
+                torch.mul(kernels[index, j], strongest / strength, out=kernels[i, j])
+                continue
+            done[key] = strongest, i
+            for name, A in draw.items():
+                _add_adapter(kernels[i, j], one, other, name, lora.scaling * A, shared.get(name), output)
+    return kernels
 
 
-def _trainable(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Tensor]:
-    """Trainable parameters by name: all of them, or those of the named linear layers."""
+def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
+    return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
+
+
+def _add_adapter(
+    kernel: Tensor, one: LayerFactors, other: LayerFactors, name: str, A: Tensor, shared: Tensor | None, output: str
+) -> None:
+    """Add the share of B behind A to `kernel`; `shared` is the layer's Gram matrix of cotangents, if it has one."""
+    first = one.project({name: A})
+    second = first if other is one else other.project({name: A})
+    if shared is None:
+        kernel += gram(first, second, [(name, "weight")], output)
+        return
+    weights = first.activations[name][:, 0] @ second.activations[name][:, 0].T
+    C = kernel.shape[1] if output == "full" else 1
+    rows = (len(weights), C, -1)
+    kernel.view(rows).addcmul_(shared.view(rows), weights.repeat_interleave(C, dim=1)[:, None])
+
+
+def _trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
+    """Trainable parameters by name: all of them, or those of the layers asked for."""
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if layers is not None:
-        owners = linear_layers(model, layers)
+        owners = adaptable_layers(model, layers)
         parameters = {name: p for name, p in parameters.items() if name.rpartition(".")[0] in owners}
+        frozen = owners.keys() - {name.rpartition(".")[0] for name in parameters}
+        if frozen:
+            raise ValueError(f"layers must be trainable; frozen (requires_grad=False): {sorted(frozen)}")
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
     return parameters
 
 
-def _layers_of(model: nn.Module, parameters: Mapping[str, Tensor]) -> list[str] | None:
-    """Names of the linear layers that own all `parameters`, or None where some belong elsewhere or are tied."""
-    try:
-        linear = linear_layers(model)
-    except ValueError:
-        return None
-    owners = {name.rpartition(".")[0] for name in parameters}
-    uses = [name for name, p in model.named_parameters(remove_duplicate=False) for q in parameters.values() if p is q]
-    if not owners <= linear.keys() or len(uses) != len(parameters):
-        return None
-    return [name for name in linear if name in owners]
+def _owners(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, nn.Module] | str:
+    """The layers that own `parameters`, or the reason why they have no layer factors."""
+    modules = dict(model.named_modules())
+    owners = {name.rpartition(".")[0]: None for name in parameters}
+    foreign = [name for name in parameters if kind(modules[name.rpartition(".")[0]]) is None]
+    if foreign:
+        return f"{foreign[0]!r} belongs to a {type(modules[foreign[0].rpartition('.')[0]]).__name__}"
+    names: dict[int, list[str]] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(p), []).append(name)
+    tied = [names[id(p)] for p in parameters.values() if len(names[id(p)]) > 1]
+    if tied:
+        return f"{' and '.join(map(repr, tied[0]))} are tied"
+    return {name: modules[name] for name in owners}
 
 
-def _choose(model: nn.Module, parameters: Mapping[str, Tensor], x1: Tensor, x2: Tensor) -> str:
-    if _layers_of(model, parameters) is not None:
+def _choose(model: nn.Module, parameters: Mapping[str, Tensor], x1: Batch, x2: Batch, bounded: bool) -> str:
+    if not isinstance(_owners(model, parameters), str):
         return "layerwise"
     with torch.no_grad():
-        outputs = check_outputs(model(x1[:1]), 1).shape[1]
-    entries = (len(x1) + len(x2)) * outputs * sum(p.numel() for p in parameters.values())
-    return "jacobian" if entries <= JACOBIAN_LIMIT else "vector_products"
+        outputs = call(model, take(x1, slice(0, 1))).shape[1]
+    entries = (size(x1) + size(x2)) * outputs * sum(p.numel() for p in parameters.values())
+    return "jacobian" if bounded or entries <= JACOBIAN_LIMIT else "vector_products"
 
 
-def _by_jacobian(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+def _block_size(memory: int, prepare: Callable[[Batch], Any], model: nn.Module, x: Batch, output: str) -> int:
+    """Inputs a block such that two prepared blocks, the graph that makes one, and a tile fit into `memory` bytes."""
+    one = prepare(take(x, slice(0, 1)))
+    held = [*one.activations.values(), *one.cotangents.values()] if isinstance(one, LayerFactors) else [*one.values()]
+    block = sum(t.numel() * t.element_size() for t in held)
+    C = call(model, take(x, slice(0, 1))).shape[1] if output == "full" else 1
+    tile = 3 * C * C * held[-1].element_size()
+    # 6 block n + tile n^2 <= memory: two blocks held, and up to four times one block while it is made
+    count = int(((36 * block**2 + 4 * tile * memory) ** 0.5 - 6 * block) / (2 * tile))
+    if count < 1:
+        raise ValueError(f"max_memory must be at least {6 * block + tile} bytes, the need of one input; got {memory}")
+    return min(count, size(x))
+
+
+def _jacobian(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
     values = {name: p.detach() for name, p in parameters.items()}
 
-    def single(values: dict[str, Tensor], x: Tensor) -> Tensor:
-        return check_outputs(functional_call(model, values, (x[None],)), 1)[0]
+    def prepare(x: Batch) -> dict[str, Tensor]:
+        jacobian = map_inputs(lambda one: jacrev(lambda v: call(model, one, v)[0])(values), x)
+        return {name: j.detach().flatten(2) for name, j in jacobian.items()}
 
-    per_sample = vmap(jacrev(single), in_dims=(None, 0))
-    jacobian1 = per_sample(values, x1)
-    jacobian2 = jacobian1 if x2 is x1 else per_sample(values, x2)
-    grams = (torch.einsum("ncp,mdp->ncmd", jacobian1[k].flatten(2), jacobian2[k].flatten(2)) for k in values)
-    return _sum(grams).detach()
+    def tile(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
+        pattern = "ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm"
+        total = torch.einsum(pattern, *(j[next(iter(values))] for j in (one, other)))
+        for name in list(values)[1:]:
+            total += torch.einsum(pattern, one[name], other[name])
+        return total
+
+    return prepare, tile
 
 
-def _by_vector_products(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor) -> Tensor:
+def _vector_products(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
     values = {name: p.detach() for name, p in parameters.items()}
-    outputs2, pullback, *_ = vjp(lambda v: check_outputs(functional_call(model, v, (x2,)), len(x2)), values)
 
-    def column(cotangent: Tensor) -> Tensor:
-        (direction,) = pullback(cotangent)
-        return jvp(lambda v: functional_call(model, v, (x1,)), (values,), (direction,))[1]
+    def tile(x1: Batch, x2: Batch) -> Tensor:
+        outputs2, pullback, *_ = vjp(lambda v: call(model, x2, v), values)
 
-    n2, C = outputs2.shape
-    basis = torch.eye(n2 * C, dtype=outputs2.dtype, device=outputs2.device).reshape(n2 * C, n2, C)
-    columns = vmap(column, chunk_size=32)(basis)
-    return columns.reshape(n2, C, len(x1), C).permute(2, 3, 0, 1).contiguous().detach()
+        def column(cotangent: Tensor) -> Tensor:
+            (direction,) = pullback(cotangent)
+            return jvp(lambda v: call(model, x1, v), (values,), (direction,))[1]
+
+        n2, C = outputs2.shape
+        basis = torch.eye(n2 * C, dtype=outputs2.dtype, device=outputs2.device).reshape(n2 * C, n2, C)
+        chunks = tqdm(basis.split(32), "columns", delay=2, leave=False)
+        columns = torch.cat([vmap(column)(chunk).detach() for chunk in chunks])
+        kernel = columns.reshape(n2, C, size(x1), C).permute(2, 3, 0, 1)
+        return kernel.contiguous() if output == "full" else torch.einsum("ncmc->nm", kernel)
+
+    return (lambda x: x), tile
 
 
-def _layerwise(model: nn.Module, parameters: dict[str, Tensor], x1: Tensor, x2: Tensor, output: str) -> Tensor:
-    names = _layers_of(model, parameters)
-    if names is None:
+def _layerwise(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
+    owners = _owners(model, parameters)
+    if isinstance(owners, str):
         raise ValueError(
-            "method 'layerwise' needs every trainable parameter to be the untied weight or bias of an nn.Linear; "
-            "freeze the others, name linear layers in `layers`, or use 'jacobian' or 'vector_products'"
+            "method 'layerwise' needs every trainable parameter to be the untied weight or bias of a linear, "
+            f"convolutional (groups=1), embedding or normalisation layer; {owners}. Freeze it, name other layers in "
+            "`layers`, or use 'jacobian' or 'vector_products'"
         )
-    factors1 = LayerFactors.from_model(model, x1, names)
-    factors2 = factors1 if x2 is x1 else LayerFactors.from_model(model, x2, names)
+    uses = [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in parameters]
 
-    def grams() -> Iterable[Tensor]:
-        for name in names:
-            if f"{name}.weight".lstrip(".") in parameters:
-                yield factors1.weight_gram(factors2, name, output=output)
-            if f"{name}.bias".lstrip(".") in parameters:
-                yield factors1.bias_gram(factors2, name, output=output)
+    def tile(one: LayerFactors, other: LayerFactors) -> Tensor:
+        return gram(one, other, tqdm(uses, "parameters", delay=2, leave=False), output)
 
-    return _sum(grams())
+    return (lambda x: factors_of(model, x, owners)), tile
 
 
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    """Sum of the tensors, in place on the first: two of them are in memory at most."""
-    iterator = iter(terms)
-    total = next(iterator).clone()
-    for term in iterator:
-        total += term
-    return total
+_Method: TypeAlias = tuple[Callable[[Batch], Any], Callable[[Any, Any], Tensor]]
+_METHODS: dict[str, Callable[[nn.Module, Mapping[str, Tensor], str], _Method]] = {
+    "jacobian": _jacobian,
+    "vector_products": _vector_products,
+    "layerwise": _layerwise,
+}

@@ -10,13 +10,13 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from .layers import linear_layers, prefactor
+from .layers import adaptable_layers, fans, prefactor
 from .validation import check_integer, check_real, check_same_kind, check_tensor
 
 
@@ -28,23 +28,37 @@ class Adapter(NamedTuple):
     scaling: float = 1.0
 
 
-class LoRALinear(nn.Module):
-    """A frozen linear layer with its adapter: base(a) + up(down(s * prefactor * a))."""
+class LoRALayer(nn.Module):
+    """A frozen layer with its adapter: base(a) + up(s * prefactor * down(a)).
 
-    def __init__(self, base: nn.Linear, adapter: Adapter) -> None:
+    Both halves are layers of the same family as `base`: for a convolution, `down` has its patches and `up` is 1 x 1;
+    for an embedding, `down` looks up columns of A.
+    """
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
         super().__init__()
-        rank, fan_in = adapter.A.shape
+        assert isinstance(base.weight, Tensor)
+        rank, (fan_in, fan_out) = len(adapter.A), fans(base)
+        A, B = adapter.A.detach(), base.weight.new_zeros(fan_out, rank) if adapter.B is None else adapter.B.detach()
         self.base = base
         self.scaling = adapter.scaling * prefactor(base)
         with torch.device("meta"):  # torch's own initialisation would draw from the global random state
-            self.down = nn.Linear(fan_in, rank, bias=False)
-            self.up = nn.Linear(rank, base.out_features, bias=False)
-        up = base.weight.new_zeros(base.out_features, rank) if adapter.B is None else adapter.B
-        self.down.weight = nn.Parameter(adapter.A.detach().clone())
-        self.up.weight = nn.Parameter(up.detach().clone())
+            self.down: Any = nn.Linear(fan_in, rank, bias=False)
+            self.up: Any = nn.Linear(rank, fan_out, bias=False)
+            if isinstance(base, nn.Embedding):
+                self.down = nn.Embedding(fan_in, rank, padding_idx=base.padding_idx)
+                A = A.T
+            elif isinstance(base, (nn.Conv1d, nn.Conv2d)):
+                family: Any = type(base)
+                geometry = {key: getattr(base, key) for key in ("stride", "padding", "dilation", "padding_mode")}
+                self.down = family(base.in_channels, rank, base.kernel_size, bias=False, **geometry)
+                self.up = family(rank, fan_out, 1, bias=False)
+                A, B = A.reshape(self.down.weight.shape), B.reshape(self.up.weight.shape)
+        self.down.weight = nn.Parameter(A.clone(memory_format=torch.contiguous_format))
+        self.up.weight = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
 
     def forward(self, a: Tensor) -> Tensor:
-        return self.base(a) + self.up(self.down(self.scaling * a))
+        return self.base(a) + self.up(self.scaling * self.down(a))
 
 
 @dataclass(frozen=True)
@@ -60,8 +74,11 @@ class LoRA:
         ``"peft"``: uniform on (-1/sqrt(n), 1/sqrt(n)), whose variance is 1/(3 n), as the PEFT library draws.
     scaling : float
         s in W + s B A; PEFT takes alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA.
-    layers : sequence of str, optional
-        Names of the linear layers that are adapted; all of them when None.
+    layers : str or sequence of str, optional
+        Which layers are adapted: names, a regular expression or "all-linear", as in `lorantk.layers.adaptable_layers`;
+        None for all linear and convolutional ones.
+    drawn : mapping of layer name to `Adapter`, optional
+        Adapters that exist already, as `from_peft` reads them: they take the place of a draw.
 
     Raises
     ------
@@ -76,16 +93,42 @@ class LoRA:
     rank: int
     variance: float | str = "peft"
     scaling: float = 1.0
-    layers: Sequence[str] | None = None
+    layers: str | Sequence[str] | None = None
+    drawn: Mapping[str, Adapter] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_integer("rank", self.rank, 1)
         check_real("scaling", self.scaling, minimum=0.0, exclusive=True)
         self.entry_variance(1)
-        if isinstance(self.layers, str):
-            raise TypeError(f"layers must be a sequence of names, such as ({self.layers!r},); got a single string")
-        if self.layers is not None:
+        if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
+
+    @classmethod
+    def from_peft(cls, model: nn.Module, adapter_name: str = "default") -> LoRA:
+        """The adapters of a PEFT model as they are: rank, scaling, layers, and the A and B actually there.
+
+        Parameters
+        ----------
+        model : peft.PeftModel
+            With LoRA on linear, Conv1D, convolutional or embedding layers.
+        adapter_name : str
+
+        Returns
+        -------
+        LoRA
+            ``ntk(base, x, lora=LoRA.from_peft(model))`` is the kernel of the adapters on the model before
+            ``get_peft_model``, whatever B has become. Layers whose rank or scaling differs keep their own.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError
+            As `read_peft`.
+        """
+        drawn = read_peft(model, adapter_name)
+        config: Any = cast(Any, model).peft_config[adapter_name]
+        gaussian = config.init_lora_weights == "gaussian"  # PEFT then draws with standard deviation 1/rank
+        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+        return cls(config.r, 1.0 / config.r**2 if gaussian else "peft", scaling, tuple(drawn), drawn)
 
     def entry_variance(self, fan_in: int) -> float:
         """Variance sigma_a^2 of one entry of A in a layer of this fan-in (dimensionless)."""
@@ -108,32 +151,46 @@ class LoRA:
         """Draw A of shape (rank, fan_in) for each adapted layer, in the layer's dtype and on its device.
 
         The draw of a layer depends on (seed, layer name) only: adapting fewer layers leaves the others' A as is.
+        With `drawn`, its A are returned and the seed is not used.
 
         Raises
         ------
         ValueError
             If a layer cannot be adapted or its fan-in is below the rank.
         """
+        if self.drawn is not None:
+            return {name: adapter.A for name, adapter in self.drawn.items()}
+        return self.sample_nested(model, seed, self.rank)
+
+    def sample_nested(self, model: nn.Module, seed: int, rank: int) -> dict[str, Tensor]:
+        """The first rows of a draw at `rank`: one common draw for all ranks up to it."""
         check_integer("seed", seed, 0)
         matrices = {}
-        for name, layer in linear_layers(model, self.layers).items():
-            fan_in = layer.in_features
-            if self.rank > fan_in:
-                raise ValueError(f"rank must be at most the fan-in {fan_in} of layer {name!r}; got {self.rank}")
+        for name, layer in adaptable_layers(model, self.layers).items():
+            fan_in = fans(layer)[0]
+            if rank > fan_in:
+                raise ValueError(f"rank must be at most the fan-in {fan_in} of layer {name!r}; got {rank}")
             digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             deviation = math.sqrt(self.entry_variance(fan_in))
             if self.variance == "peft":
-                uniform = torch.rand(self.rank, fan_in, generator=generator, dtype=torch.float64)
+                uniform = torch.rand(rank, fan_in, generator=generator, dtype=torch.float64)
                 A = math.sqrt(3.0) * deviation * (2.0 * uniform - 1.0)
             else:
-                A = deviation * torch.randn(self.rank, fan_in, generator=generator, dtype=torch.float64)
-            matrices[name] = A.to(dtype=layer.weight.dtype, device=layer.weight.device)
+                A = deviation * torch.randn(rank, fan_in, generator=generator, dtype=torch.float64)
+            assert isinstance(layer.weight, Tensor)
+            matrices[name] = A[: self.rank].to(dtype=layer.weight.dtype, device=layer.weight.device)
         return matrices
 
     def attach(self, model: nn.Module, seed: int = 0) -> nn.Module:
         """Copy of `model` with freshly drawn adapters, B = 0, ready to be trained: see `attach`."""
-        return attach(model, {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()})
+        return attach(model, self.adapters(model, seed))
+
+    def adapters(self, model: nn.Module, seed: int = 0) -> Mapping[str, Adapter]:
+        """The adapters at their start, A drawn and B = 0, or those in `drawn`."""
+        if self.drawn is not None:
+            return self.drawn
+        return {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()}
 
 
 def attach(model: nn.Module, adapters: Mapping[str, Tensor | Adapter]) -> nn.Module:
@@ -157,17 +214,23 @@ def attach(model: nn.Module, adapters: Mapping[str, Tensor | Adapter]) -> nn.Mod
     """
     if not adapters:
         raise ValueError("adapters must name at least one layer; got an empty mapping")
-    layers = linear_layers(model, list(adapters))
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "model is a PEFT model, whose adapters are there already: leave lora and adapters out, or give the model "
+            "as it was before get_peft_model"
+        )
+    modules = adaptable_layers(model, list(adapters))
     frozen = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     adapted = copy.deepcopy(model, memo=dict(frozen))
     for name, entry in adapters.items():
         adapter = entry if isinstance(entry, Adapter) else Adapter(entry)
-        _check_adapter(name, adapter, layers[name])
+        if name not in modules:
+            raise ValueError(f"adapters must be keyed by whole layer names; got {name!r}")
+        _check_adapter(name, adapter, modules[name])
         base = adapted.get_submodule(name)
-        assert isinstance(base, nn.Linear)
         if not name:
-            return LoRALinear(base, adapter)
-        adapted.set_submodule(name, LoRALinear(base, adapter))
+            return LoRALayer(base, adapter)
+        adapted.set_submodule(name, LoRALayer(base, adapter))
     return adapted
 
 
@@ -177,7 +240,7 @@ def adapted(
     lora: LoRA | None = None,
     seed: int = 0,
     adapters: Mapping[str, Tensor | Adapter] | None = None,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
 ) -> nn.Module:
     """`model` with the adapters that a caller of `lorantk.ntk` means, or `model` itself if it names none.
 
@@ -192,22 +255,18 @@ def adapted(
     if lora is None and adapters is None:
         return model
     scaling = 1.0 if lora is None else lora.scaling
-    if adapters is None:
-        assert lora is not None
-        adapters = lora.sample(model, seed)
-    chosen = {}
-    for name, entry in adapters.items():
+    chosen = dict(lora.adapters(model, seed)) if lora is not None and adapters is None else {}
+    for name, entry in (adapters or {}).items():
         if isinstance(entry, Adapter) and lora is not None:
             raise ValueError(f"lora must be None where adapters carry their own scaling, as adapters[{name!r}] does")
         chosen[name] = entry if isinstance(entry, Adapter) else Adapter(entry, None, scaling)
         if lora is not None and len(chosen[name].A) != lora.rank:
             raise ValueError(f"adapters[{name!r}] must have lora.rank = {lora.rank} rows; got {len(chosen[name].A)}")
     if layers is not None:
-        linear_layers(model, layers)
-        missing = [name for name in layers if name not in chosen]
+        missing = [name for name in adaptable_layers(model, layers) if name not in chosen]
         if missing:
             raise ValueError(f"layers must name adapted layers among {list(chosen)}; got {missing}")
-        chosen = {name: adapter for name, adapter in chosen.items() if name in layers}
+        chosen = {name: chosen[name] for name in adaptable_layers(model, layers)}
     return attach(model, chosen)
 
 
@@ -217,14 +276,14 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     Parameters
     ----------
     model : peft.PeftModel
-        A model with plain LoRA layers on ``nn.Linear`` modules.
+        A model with plain LoRA layers, as `LoRA.from_peft`.
     adapter_name : str
         Which of its adapters to read.
 
     Raises
     ------
-    TypeError
-        If the model is not a PeftModel.
+    TypeError, ValueError
+        If the model is not a PeftModel, holds no such adapter, or one that is merged or no plain LoRA.
     ImportError
         If the extra ``hf`` is not installed.
 
@@ -240,28 +299,34 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
         raise TypeError(f"model must be a peft.PeftModel; got {type(model).__name__}")
     adapters = {}
     for name, module in model.get_base_model().named_modules():
-        if isinstance(module, peft.tuners.lora.Linear) and adapter_name in module.lora_A:
-            A, B = (getattr(module, side)[adapter_name].weight.detach() for side in ("lora_A", "lora_B"))
-            adapters[name] = Adapter(A, B, module.scaling[adapter_name])
+        if not isinstance(module, peft.tuners.lora.LoraLayer) or adapter_name not in module.scaling:
+            continue
+        if module.use_dora.get(adapter_name) or module.merged:
+            raise ValueError(f"model must hold plain, unmerged LoRA; layer {name!r} uses DoRA or is merged")
+        if adapter_name in module.lora_embedding_A:
+            A, B = module.lora_embedding_A[adapter_name], module.lora_embedding_B[adapter_name]
+        else:
+            A, B = (getattr(module, side)[adapter_name].weight for side in ("lora_A", "lora_B"))
+        adapters[name] = Adapter(A.detach().flatten(1), B.detach().flatten(1), module.scaling[adapter_name])
     if not adapters:
-        raise ValueError(f"model holds no LoRA adapter named {adapter_name!r} on a linear layer")
+        raise ValueError(f"model holds no LoRA adapter named {adapter_name!r}")
     return adapters
 
 
-def _check_adapter(name: str, adapter: Adapter, layer: nn.Linear) -> None:
+def _check_adapter(name: str, adapter: Adapter, layer: nn.Module) -> None:
     """Shapes, dtype and device of one adapter against its layer."""
+    assert isinstance(layer.weight, Tensor)
+    width, height = fans(layer)
     check_tensor(f"adapters[{name!r}].A", adapter.A, ndim=2)
     check_same_kind(f"adapters[{name!r}].A", adapter.A, "the layer's weight", layer.weight)
     check_real(f"adapters[{name!r}].scaling", adapter.scaling, minimum=0.0, exclusive=True)
     rank, fan_in = adapter.A.shape
-    if fan_in != layer.in_features:
-        raise ValueError(f"adapters[{name!r}].A must have shape (rank, {layer.in_features}); got {(rank, fan_in)}")
+    if fan_in != width:
+        raise ValueError(f"adapters[{name!r}].A must have shape (rank, {width}); got {(rank, fan_in)}")
     if rank > fan_in:
         raise ValueError(f"adapters[{name!r}].A has rank {rank}, above the fan-in {fan_in} of its layer")
     if adapter.B is not None:
         check_tensor(f"adapters[{name!r}].B", adapter.B, ndim=2)
         check_same_kind(f"adapters[{name!r}].B", adapter.B, "A", adapter.A)
-        if tuple(adapter.B.shape) != (layer.out_features, rank):
-            raise ValueError(
-                f"adapters[{name!r}].B must have shape {(layer.out_features, rank)}; got {tuple(adapter.B.shape)}"
-            )
+        if tuple(adapter.B.shape) != (height, rank):
+            raise ValueError(f"adapters[{name!r}].B must have shape {(height, rank)}; got {tuple(adapter.B.shape)}")

@@ -10,14 +10,14 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .batches import Batch, call, size
 from .fisher import loss_cotangents
-from .layers import check_outputs
 from .validation import check_integer, check_real
 
 
 def gradient_descent(
     model: nn.Module,
-    x: Tensor,
+    x: Batch,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
@@ -30,7 +30,7 @@ def gradient_descent(
     ----------
     model : nn.Module
         Left as it is.
-    x : Tensor (n, ...)
+    x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
         Labels as in `lorantk.fisher.loss_cotangents`.
     loss : {"cross_entropy", "squared_error"}
@@ -55,9 +55,9 @@ def gradient_descent(
     optimizer = torch.optim.SGD(parameters, lr=learning_rate)
     for step in range(steps):
         optimizer.zero_grad()
-        outputs = check_outputs(trained(x), len(x))
+        outputs = call(trained, x)
         if not bool(torch.isfinite(outputs).all()):
             raise FloatingPointError(f"outputs are not finite at step {step}: lower learning_rate = {learning_rate}")
-        outputs.backward(loss_cotangents(outputs.detach(), y, loss) / len(x))
+        outputs.backward(loss_cotangents(outputs.detach(), y, loss) / size(x))
         optimizer.step()
     return trained

@@ -89,7 +89,11 @@ def trigger(**changes):
             ValueError,
             "target must be at least 0",
         ),
-        (lambda: gradient_alignment(NET, (X, SHORT), (X[:, :2], SHORT)), ValueError, "poisoned inputs must have shape"),
+        (
+            lambda: gradient_alignment(NET, (X, SHORT), (X[:, :2], SHORT)),
+            ValueError,
+            "poisoned inputs must match clean inputs",
+        ),
         (lambda: gradient_alignment(NET, (X, SHORT), (X.float(), SHORT)), TypeError, "poisoned inputs has dtype"),
         (lambda: gradient_alignment(NET, (X, SHORT), (X, SHORT + 2)), ValueError, "class indices from 0 to 1"),
         (lambda: gradient_alignment(NET, (X, SHORT), (X, SHORT), lora=LoRA(5)), ValueError, "rank must be at most"),

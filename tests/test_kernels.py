@@ -173,8 +173,19 @@ def test_tied_weights_are_left_to_the_other_methods():
     assert relative(ntk(model, x), brute_force(model, x, x)) < TOLERANCE
 
 
+class Gain(nn.Module):
+    """A trainable parameter of no layer that has factors."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.gain * x
+
+
 def test_auto_logs_its_choice_and_covers_what_layerwise_does_not(caplog):
-    model, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double(), gaussian(3, 4, seed=0)
+    model, x = nn.Sequential(nn.Linear(4, 4), Gain(), nn.Linear(4, 2)).double(), gaussian(3, 4, seed=0)
     with caplog.at_level(logging.INFO, logger="lorantk"):
         kernel = ntk(model, x)
         ntk(model, x, layers=["0"])
@@ -233,9 +244,19 @@ NET = mlp([3, 4, 2]).double()
         ({"x1": [[1.0, 2.0, 3.0]]}, TypeError, "x1 must be a torch.Tensor"),
         ({"x1": X, "method": "magic"}, ValueError, "method must be one of 'auto'"),
         ({"x1": X, "output": "half"}, ValueError, "output must be one of"),
-        ({"x1": X, "layers": ["7"]}, ValueError, "layers must name nn.Linear layers"),
+        ({"x1": X, "layers": ["7"]}, ValueError, "layers must name adaptable layers"),
         ({"x1": X, "layers": ["1"]}, ValueError, "'1' \\(ReLU\\)"),
-        ({"x1": X, "layers": "0"}, TypeError, "layers must be a sequence of names"),
+        ({"x1": X, "layers": "encoder.*"}, ValueError, "'encoder.\\*' names none"),
+        ({"x1": X, "layers": []}, ValueError, "names none"),
+        ({"x1": {}}, ValueError, "x1 must hold at least one tensor"),
+        ({"x1": {"x": X, "y": X[:1]}}, ValueError, "x1 must hold tensors with one number of rows"),
+        ({"x1": X, "x2": {"x": X}}, ValueError, "x2 must hold the same tensors as x1"),
+        ({"x1": X, "max_memory": 0}, ValueError, "max_memory must be bytes above 0"),
+        ({"x1": X, "max_memory": "lots"}, ValueError, "max_memory must be bytes above 0"),
+        ({"x1": X, "max_memory": 100}, ValueError, "the need of one input; got 100"),
+        ({"x1": X, "max_memory": 1.5}, TypeError, "max_memory must be bytes"),
+        ({"x1": X, "max_memory": "1GB", "method": "vector_products"}, ValueError, "'vector_products' makes no blocks"),
+        ({"x1": X, "out": "kernel.txt"}, ValueError, "out must be a path ending in .npy"),
         ({"x1": X, "lora": LoRA(4)}, ValueError, "rank must be at most the fan-in 3"),
         ({"x1": X, "lora": LoRA(2), "seed": -1}, ValueError, "seed must be at least 0"),
         ({"x1": X, "adapters": {"0": X[:, :2]}}, ValueError, "must have shape \\(rank, 3\\)"),
@@ -256,7 +277,7 @@ def test_bad_input_is_named(arguments, error, message):
     [
         (nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 2)).double(), "Dropout in training mode"),
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double(), "BatchNorm1d in training mode"),
-        (nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2))).double(), "model must map 2 inputs"),
+        (nn.Sequential(nn.Linear(3, 4), nn.Unflatten(1, (2, 2))).double(), "model must map"),
         (mlp([3, 2]).double().requires_grad_(False), "model must have a trainable parameter"),
     ],
 )

@@ -1,0 +1,123 @@
+"""Batches and how a model is called on them: one tensor, or a mapping of names to tensors for calls by keyword.
+
+A batch of n inputs is a tensor (n, ...), given to the model as its argument, or a mapping such as
+``{"input_ids": ..., "attention_mask": ...}`` whose tensors all have n rows, given by keyword. The model returns a
+tensor (n, C), or an object that holds it as ``logits``, as the models of transformers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from tqdm import tqdm
+
+from .validation import check_same_kind, check_tensor
+
+Batch: TypeAlias = "Tensor | Mapping[str, Tensor]"
+
+
+def tensors(x: Batch) -> dict[str, Tensor]:
+    """The tensors of a batch by name; the name of a lone tensor is empty."""
+    return {"": x} if isinstance(x, Tensor) else dict(x)
+
+
+def size(x: Batch) -> int:
+    """Number of inputs n."""
+    return len(next(iter(tensors(x).values())))
+
+
+def take(x: Batch, rows: slice) -> Batch:
+    """The inputs in `rows`, as a batch."""
+    return x[rows] if isinstance(x, Tensor) else {name: t[rows] for name, t in x.items()}
+
+
+def join(x1: Batch, x2: Batch) -> Batch:
+    """Both batches as one."""
+    if isinstance(x1, Tensor):
+        return torch.cat([x1, tensors(x2)[""]])
+    return {name: torch.cat([t, tensors(x2)[name]]) for name, t in x1.items()}
+
+
+def map_inputs(function: Callable[..., dict[str, Tensor]], x: Batch, *labels: Tensor) -> dict[str, Tensor]:
+    """`function` of each input, as a batch of one, and of its labels: its tensors stacked along a new first axis.
+
+    By vmap for a tensor; one after another for a mapping, since models called by keyword look at the values of their
+    masks, which vmap forbids.
+    """
+    if isinstance(x, Tensor):
+        return vmap(lambda row, *rest: function(row[None], *rest))(x, *labels)
+    rows = tqdm(range(size(x)), "inputs", delay=2, leave=False)
+    found = [function(take(x, slice(i, i + 1)), *(label[i] for label in labels)) for i in rows]
+    return {name: torch.stack([one[name] for one in found]) for name in found[0]}
+
+
+def call(model: nn.Module, x: Batch, values: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Outputs (n, C) of `model` on a batch, with the parameters in `values` in place of its own.
+
+    Raises
+    ------
+    ValueError
+        If the outputs are not a tensor of shape (n, C).
+    """
+    args, kwargs = ((x,), {}) if isinstance(x, Tensor) else ((), dict(x))
+    outputs = model(*args, **kwargs) if values is None else functional_call(model, dict(values), args, kwargs)
+    outputs = getattr(outputs, "logits", outputs)
+    n = size(x)
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != n:
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"model must map {n} inputs to a tensor of shape ({n}, C); got {given}")
+    return outputs
+
+
+def check_batch(name: str, x: object, model: nn.Module) -> None:
+    """Raise unless `x` is a non-empty finite batch in the dtype and on the device of `model`.
+
+    Raises
+    ------
+    TypeError
+        On a wrong type, dtype or device, or a model that is spread over several devices.
+    ValueError
+        On NaN, Inf, no rows, or tensors with different numbers of rows.
+    """
+    devices = {str(p.device) for p in model.parameters()}
+    if len(devices) > 1:
+        raise TypeError(f"model must be on one device; its parameters are on {', '.join(sorted(devices))}")
+    if isinstance(x, Mapping) and not x:
+        raise ValueError(f"{name} must hold at least one tensor; got an empty mapping")
+    if not isinstance(x, (Tensor, Mapping)):
+        raise TypeError(f"{name} must be a torch.Tensor or a mapping of names to tensors; got {type(x).__name__}")
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    rows = set()
+    for key, tensor in tensors(x).items():
+        label = f"{name}[{key!r}]" if key else name
+        rows.add(len(check_tensor(label, tensor, floating=False)))
+        if reference is not None and tensor.is_floating_point():
+            check_same_kind(label, tensor, "the model", reference)
+        elif reference is not None and tensor.device != reference.device:
+            raise TypeError(f"{label} is on {tensor.device} but the model is on {reference.device}: use one device")
+    if len(rows) > 1:
+        raise ValueError(f"{name} must hold tensors with one number of rows; got {sorted(rows)}")
+
+
+def check_pair(model: nn.Module, x1: Batch, x2: Batch | None, names: tuple[str, str] = ("x1", "x2")) -> Batch:
+    """Check both batches against each other and against the model; return x2, or x1 where x2 is None."""
+    check_batch(names[0], x1, model)
+    if x2 is None:
+        return x1
+    check_batch(names[1], x2, model)
+    first, second = tensors(x1), tensors(x2)
+    if first.keys() != second.keys():
+        raise ValueError(f"{names[1]} must hold the same tensors as {names[0]}, {list(first)}; got {list(second)}")
+    for key, tensor in first.items():
+        label1, label2 = (f"{name}[{key!r}]" if key else name for name in names)
+        check_same_kind(label2, second[key], label1, tensor)
+        if second[key].shape[1:] != tensor.shape[1:]:
+            raise ValueError(
+                f"{label2} must match {label1} past the first axis, {tuple(tensor.shape[1:])}; "
+                f"got {tuple(second[key].shape[1:])}"
+            )
+    return x2
