@@ -29,7 +29,7 @@ from .validation import check_choice
 CHUNK = 2**24
 """Entries of the largest temporary that a contraction over positions makes: 64 MiB in float32."""
 
-BLOCKS = 12
+BLOCKS = 8
 """Row blocks of a symmetric product: of the multiply-adds of the full one, (1 + 1/BLOCKS) / 2 are done."""
 
 
@@ -425,16 +425,20 @@ def _row_blocks(count: int, per_row: int) -> list[tuple[int, int]]:
 def _accumulate(total: Tensor, terms: Sequence[_Term], per_row: int, symmetric: bool) -> None:
     """Add the terms to `total`, row block by row block; if symmetric, right of the diagonal blocks only."""
     expanded = [None if t.weights is None else t.weights.repeat_interleave(per_row, dim=1) for t in terms]
-    for start, stop in _row_blocks(len(total), per_row):
+    bounds = _row_blocks(len(total), per_row)
+    buffer = total.new_empty((bounds[0][1] - bounds[0][0]) * total.shape[1])  # one for all tiles: new pages are slow
+    for start, stop in bounds:
         first = start if symmetric else 0
         tile = total[start:stop, first:]
         for term, weights in zip(terms, expanded, strict=True):
             if weights is None:
                 tile.addmm_(term.rows1[start:stop], term.rows2[first:].T)
             else:
-                product = (term.rows1[start:stop] @ term.rows2[first:].T).view(-1, per_row, tile.shape[1])
+                product = buffer[: tile.numel()].view(tile.shape)
+                torch.mm(term.rows1[start:stop], term.rows2[first:].T, out=product)
                 scale = weights[start // per_row : stop // per_row, None, first:]
-                tile.view(-1, per_row, tile.shape[1]).addcmul_(product, scale)
+                shape = (-1, per_row, tile.shape[1])
+                tile.view(shape).addcmul_(product.view(shape), scale)
 
 
 def _mirror(total: Tensor, per_row: int) -> None:

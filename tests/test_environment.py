@@ -1,6 +1,7 @@
 """pyproject.toml, constraints.txt, environment.yml, the Makefile and what is installed describe one environment."""
 
 import re
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, version
 
@@ -65,15 +66,10 @@ def test_every_imported_library_is_declared(root, project):
     names = {"sklearn": "scikit-learn", "mathjax": "django-static-mathjax", "yaml": "pyyaml", "sphinx": "jupyter-book"}
     names |= {"cycler": "matplotlib", "IPython": "ipykernel"}
     declared = {canonicalize_name(r.name) for r in requirements(project)}
+    folders = ("lorantk", "book", "tests", "experiments", "benchmarks")
+    modules = [path for folder in folders for path in root.glob(f"{folder}/*.py")]
     imported = set()
-    for path in [
-        *root.glob("lorantk/*.py"),
-        *root.glob("book/*.py"),
-        *root.glob("tests/*.py"),
-        *root.glob("notebooks/*.md"),
-    ]:
+    for path in [*modules, *root.glob("notebooks/*.md")]:
         imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_]+)", path.read_text(), re.MULTILINE))
-    import sys
-
-    own = {"lorantk", "strategies", "chapters", "reference", "regenerate"} | set(sys.stdlib_module_names)
-    assert {canonicalize_name(names.get(m, m)) for m in imported - own} <= declared
+    own = {*folders, *(path.stem for path in modules)}
+    assert {canonicalize_name(names.get(m, m)) for m in imported - own - sys.stdlib_module_names} <= declared
