@@ -1,0 +1,1 @@
+"""Fine-tuning runs behind the findings: `python -m experiments --help`."""
