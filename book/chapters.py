@@ -44,13 +44,14 @@ class Chapter:
         return {}
 
     def content_hash(self, parameters: dict[str, Any]) -> str:
-        """Hash of all that the chapter's numbers depend on: text, parameters, imported package code, versions."""
+        """Hash of all that the chapter's numbers depend on: text, parameters, package code, data read, versions."""
         package = self.root / "lorantk"
-        modules = imported_modules(package, [cell.source for cell in self.read().cells if cell.cell_type == "code"])
-        files = [self.source, self.root / "constraints.txt", *(package / f"{m}.py" for m in sorted(modules))]
+        cells = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
+        modules = [package / f"{module}.py" for module in sorted(imported_modules(package, cells))]
+        tables = [path for path in data_files(self.root, cells) if path.exists()]  # reading an absent one will fail
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
-        for path in files:
-            digest.update(f"{path.name}\n".encode() + path.read_bytes())
+        for path in [self.source, self.root / "constraints.txt", *modules, *tables]:
+            digest.update(f"{path.relative_to(self.root).as_posix()}\n".encode() + path.read_bytes())
         return digest.hexdigest()
 
     def recorded(self) -> dict[str, Any]:
@@ -100,6 +101,30 @@ def parse_overrides(chapter: Chapter, settings: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {name} must be of type {wanted.__name__}, as {defaults[name]!r} is; got {text!r}")
         overrides[name] = value
     return overrides
+
+
+def data_files(root: Path, sources: list[str]) -> list[Path]:
+    """Committed files that the sources read by `lorantk.data.recorded` and `lorantk.data.benchmark`, by literal name.
+
+    Raises
+    ------
+    ValueError
+        If a name is not a literal: the hash could not follow what the chapter reads.
+    """
+    places = {"recorded": ("experiments", ".csv"), "benchmark": ("benchmarks/results", ".json")}
+    found = set()
+    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+        if not isinstance(node, ast.Call):
+            continue
+        called = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
+        if called in places:
+            match [*node.args, *(k.value for k in node.keywords)]:
+                case [ast.Constant(value=str(name))]:
+                    folder, suffix = places[called]
+                    found.add(root / folder / f"{name}{suffix}")
+                case _:
+                    raise ValueError(f"{called} must be given one literal name; got {ast.unparse(node)}")
+    return sorted(found)
 
 
 def imported_modules(package: Path, sources: list[str]) -> set[str]:

@@ -17,7 +17,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,13 +142,13 @@ class Claim:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{e.name}</td><td>{_number(e.value)}</td><td>{_interval(e.low, e.high)}</td>"
+            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{_interval(e.low, e.high)}</td>"
             f"<td>{'yes' if e.passes else 'no'}</td><td>{e.role}</td><td>{e.route}</td></tr>"
             for e in self.evidence
         )
         heads = "".join(f"<th>{h}</th>" for h in ("measured", "value", "predicted", "met", "reading", "route"))
         return (
-            f'<div class="claim" id="claim-{self.id}"><p><strong>{self.id}</strong>: {_badge(self.verdict)}</p>'
+            f'<div class="claim" id="claim-{self.id}"><p><strong>{self.id}</strong>: {badge(self.verdict)}</p>'
             f'<div class="claim-table" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
             f"<tbody>{rows}</tbody></table></div></div>"
         )
@@ -183,7 +183,7 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
         targets["code"] = f"_modules/lorantk/{module}.html#{name}"
         targets["test"] = f"tests.html#test-{statement.test}"
         links = ", ".join(f'<a href="{target}">{text}</a>' for text, target in targets.items())
-        cells = [f"`{record['id']}`", record["statement"], _badge(record["verdict"]), _decisive(record), links]
+        cells = [f"`{record['id']}`", record["statement"], badge(record["verdict"]), _decisive(record), links]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -201,22 +201,21 @@ def render_plain(claims_dir: Path) -> str:
 def render_summary(claims_dir: Path) -> str:
     """One markdown line: how many statements ended in which verdict."""
     verdicts = [record["verdict"] for record in load_claims(claims_dir)]
-    counts = [f"{verdicts.count(v)} {_badge(v)}" for v in VERDICTS if v in verdicts]
+    counts = [f"{verdicts.count(v)} {badge(v)}" for v in VERDICTS if v in verdicts]
     return f"Of {len(verdicts)} statements checked so far: {', '.join(counts)}.\n"
 
 
-def _badge(verdict: str) -> str:
-    return f'<span class="verdict verdict-{VERDICTS[verdict]}">{verdict}</span>'
+def badge(verdict: str, styles: Mapping[str, str] = VERDICTS) -> str:
+    """The verdict as HTML, in the style that `styles` gives it."""
+    return f'<span class="verdict verdict-{styles[verdict]}">{verdict}</span>'
 
 
 def _decisive(record: dict[str, Any]) -> str:
     evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
-    return (
-        f"{evidence['name']}: {_number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
-    )
+    return f"{evidence['name']}: {number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Three significant digits; round-off, which varies between machines, as what it is."""
     if 0 < abs(value) < 1e-12:
         return "below 1e-12"
@@ -226,12 +225,12 @@ def _number(value: float) -> str:
 def _interval(low: float | None, high: float | None) -> str:
     """The predicted interval in words; an open end is an infinity, or None in a saved claim."""
     if high is None or high == math.inf:
-        return "anything" if low is None or low == -math.inf else f"at least {_number(low)}"
+        return "anything" if low is None or low == -math.inf else f"at least {number(low)}"
     if low is None or low == -math.inf:
-        return f"at most {_number(high)}"
-    if low < high and _number(low) == _number(high):
-        return f"{_number((low + high) / 2)} ± {(high - low) / 2:.0e}"
-    return f"{_number(low)} to {_number(high)}"
+        return f"at most {number(high)}"
+    if low < high and number(low) == number(high):
+        return f"{number((low + high) / 2)} ± {(high - low) / 2:.0e}"
+    return f"{number(low)} to {number(high)}"
 
 
 def main(directory: Path) -> None:

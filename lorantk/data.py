@@ -1,11 +1,21 @@
-"""Real inputs that ship with a library: the 8 x 8 handwritten digits of scikit-learn."""
+"""What a page reads: the 8 x 8 handwritten digits of scikit-learn, and the tables committed with this source tree."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .validation import check_integer
+
+if TYPE_CHECKING:
+    import pandas
+
+SOURCE_TREE = Path(__file__).resolve().parent.parent
+"""Root of the tree that an editable install points to."""
 
 
 def digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -49,3 +59,43 @@ def digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     x = torch.as_tensor(bunch.data, dtype=torch.float64)[chosen]
     y = torch.as_tensor(bunch.target, dtype=torch.int64)[chosen]
     return x * (x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True)), y
+
+
+def recorded(name: str) -> pandas.DataFrame:
+    """A table of runs that is committed with this source tree: ``experiments/<name>.csv``.
+
+    Parameters
+    ----------
+    name : str
+        E.g. "published/figures" or "results/digits". On a page, write it literally: the table is then part of what
+        the chapter's hash covers.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such table, as in an installation without the source tree.
+    """
+    import pandas
+
+    return pandas.read_csv(_committed("experiments", name, ".csv"), float_precision="round_trip")
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """A committed measurement of speed and memory: ``benchmarks/results/<name>.json``; see `recorded`."""
+    content: dict[str, Any] = json.loads(_committed("benchmarks/results", name, ".json").read_text())
+    return content
+
+
+def _committed(folder: str, name: str, suffix: str) -> Path:
+    """Path of a committed file of this source tree."""
+    path = SOURCE_TREE / folder / f"{name}{suffix}"
+    if not path.is_file():
+        known = sorted(
+            p.relative_to(SOURCE_TREE / folder).with_suffix("").as_posix()
+            for p in (SOURCE_TREE / folder).rglob(f"*{suffix}")
+        )
+        raise FileNotFoundError(
+            f"name must be a table among {known} in {SOURCE_TREE / folder}; got {name!r}. "
+            "Recorded runs come with the source tree: clone it and install it with pip install -e ."
+        )
+    return path

@@ -1,0 +1,159 @@
+"""The paper's five findings: what each source of evidence says, as effects with intervals and a computed verdict.
+
+A finding is empirical: no proof settles it. Three sources speak, kept apart: the numbers that the paper *published*,
+read again; our small networks on the *desk*; our sentence encoder on real *text*. Effects are oriented: positive is
+what the finding says. Readings and verdicts follow:
+
+- an effect is "supported" if its whole interval is above 0, "reversed" if it is below, else "not shown";
+- a source, and a finding over all its sources, is "supported" or "reversed" if all its effects are; "mixed" if some
+  are supported and some reversed; "supported in part" or "reversed in part" if some are and the rest is not shown;
+  "not shown" if no effect says anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .claims import badge, number
+from .effects import Effect
+from .results import results_directory, write_atomically
+from .validation import check_choice
+
+FINDINGS = {
+    "finding-1": "Against full fine-tuning, LoRA loses more to untargeted poisoning and gives less way to backdoors",
+    "finding-2": "A higher rank resists untargeted poisoning better and backdoors worse",
+    "finding-3": "The variance that A starts with changes how robust LoRA is",
+    "finding-4": "Against backdoors the lowest rank is best, as long as clean accuracy holds",
+    "finding-5": "A smaller variance of A makes LoRA more robust",
+}
+"""Id -> the finding in our words, in the order of the poster."""
+
+SOURCES = ("published", "desk", "text")
+READINGS = ("supported", "reversed", "not shown")
+STYLES = {
+    "supported": "holds",
+    "supported in part": "amended",
+    "mixed": "amended",
+    "not shown": "definition",
+    "reversed in part": "fails",
+    "reversed": "fails",
+    "missing": "fails",
+}
+"""Verdict -> style of its badge."""
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
+"""Declared agreement of effects across machines: double-precision arithmetic on recorded runs, explicit generators."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one source of evidence says about one finding.
+
+    Parameters
+    ----------
+    id : str
+        A key of `FINDINGS`.
+    source : {"published", "desk", "text"}
+    effects : sequence of Effect
+        One per part of the finding, oriented: positive is what the finding says.
+    decisive : str
+        Name of the effect that the table shows.
+    figure : str
+        Name of the figure that shows it.
+    command : str
+        What to type to rerun it, e.g. "make notebook N=11".
+
+    Raises
+    ------
+    ValueError
+        On an unknown id, source or decisive name, or two effects of one name.
+    """
+
+    id: str
+    source: str
+    effects: Sequence[Effect]
+    decisive: str
+    figure: str
+    command: str
+
+    def __post_init__(self) -> None:
+        check_choice("id", self.id, FINDINGS)
+        check_choice("source", self.source, SOURCES)
+        object.__setattr__(self, "effects", tuple(self.effects))
+        names = [e.name for e in self.effects]
+        check_choice("decisive", self.decisive, names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"effects of {self.id!r} must have names of their own; got {names}")
+
+    @property
+    def verdict(self) -> str:
+        return verdict([reading(e.low, e.high) for e in self.effects])
+
+    def save(self) -> Finding:
+        """Write the finding as JSON to the results directory (see `results_directory`) and return it for display."""
+        record = asdict(self) | {
+            "statement": FINDINGS[self.id],
+            "verdict": self.verdict,
+            "chapter": os.environ.get("LORANTK_CHAPTER"),
+            "tolerance": TOLERANCE,
+        }
+        for entry, effect in zip(record["effects"], self.effects, strict=True):
+            entry["reading"] = reading(effect.low, effect.high)
+            entry["low"], entry["high"] = (e if math.isfinite(e) else None for e in (effect.low, effect.high))
+        path = results_directory("findings") / f"{self.id}.{self.source}.json"
+        write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        return self
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{number(e.low)} to {number(e.high)}</td><td>{e.unit}</td>"
+            f"<td>{e.n}</td><td>{reading(e.low, e.high)}</td></tr>"
+            for e in self.effects
+        )
+        heads = "".join(f"<th>{h}</th>" for h in ("effect", "value", "95 % interval", "unit", "n", "reading"))
+        return (
+            f'<div class="claim" id="{self.id}-{self.source}"><p><strong>{self.id}</strong>, {self.source}: '
+            f'{badge(self.verdict, STYLES)}</p><div class="claim-table" tabindex="0"><table>'
+            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+        )
+
+
+def reading(low: float, high: float) -> str:
+    """What one oriented effect says about its finding: "supported", "reversed" or "not shown"."""
+    return "supported" if low > 0 else "reversed" if high < 0 else "not shown"
+
+
+def verdict(readings: Sequence[str]) -> str:
+    """What several readings come to; one rule for the effects of a source and for those of all sources together."""
+    found = set(readings)
+    if {"supported", "reversed"} <= found:
+        return "mixed"
+    for word in ("supported", "reversed"):
+        if word in found:
+            return word if found == {word} else f"{word} in part"
+    return "not shown"
+
+
+def load_findings(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Findings saved in `directory`, by (id, source), in the order of `FINDINGS` and `SOURCES`."""
+    paths = {(id, source): directory / f"{id}.{source}.json" for id in FINDINGS for source in SOURCES}
+    return {pair: json.loads(path.read_text()) for pair, path in paths.items() if path.exists()}
+
+
+def missing_findings(directory: Path) -> list[str]:
+    """Each "id.source" without a finding in `directory`."""
+    found = load_findings(directory)
+    return [f"{id}.{source}" for id in FINDINGS for source in SOURCES if (id, source) not in found]
+
+
+def overall(records: Sequence[dict[str, Any]]) -> str:
+    """Verdict of a finding over its sources: `verdict` of all their readings, "missing" if a source is."""
+    if {record["source"] for record in records} != set(SOURCES):
+        return "missing"
+    return verdict([effect["reading"] for record in records for effect in record["effects"]])
