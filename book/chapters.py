@@ -131,7 +131,8 @@ def imported_modules(package: Path, sources: list[str]) -> set[str]:
     """Modules of `package` that the sources import, directly or through each other, found without importing them.
 
     Names taken from the package itself are traced to the module that defines them, so that the re-exports in
-    __init__ do not make every chapter depend on every module.
+    __init__ do not make every chapter depend on every module. What a module does when it is run as a program does
+    not count: no import gets there.
     """
     exports = _names_imported(ast.parse((package / "__init__.py").read_text()), package.name, {})
     found: set[str] = set()
@@ -140,7 +141,9 @@ def imported_modules(package: Path, sources: list[str]) -> set[str]:
         for module in set(_names_imported(todo.pop(), package.name, exports).values()) - found:
             if (package / f"{module}.py").exists():
                 found.add(module)
-                todo.append(ast.parse((package / f"{module}.py").read_text()))
+                tree = ast.parse((package / f"{module}.py").read_text())
+                tree.body = [s for s in tree.body if not (isinstance(s, ast.If) and "__name__" in ast.unparse(s.test))]
+                todo.append(tree)
     return found
 
 

@@ -23,10 +23,15 @@ class Difference:
 
 
 def compare(results: Path, reference: Path) -> list[Difference]:
-    """Differences between `results` (figures/*.csv, claims/*.json) and `reference`; empty if all agree."""
+    """Differences between `results` (figures/*.csv, claims/*.json, findings/*.json) and `reference`."""
     differences = []
-    for kind, suffix, compare_one in (("figures", ".csv", _compare_figure), ("claims", ".json", _compare_claim)):
-        run = {p.stem: p for p in (results / kind).glob(f"*{suffix}") if kind == "figures" or p.suffix == ".json"}
+    kinds = (
+        ("figures", ".csv", _compare_figure),
+        ("claims", ".json", _compare_claim),
+        ("findings", ".json", _compare_finding),
+    )
+    for kind, suffix, compare_one in kinds:
+        run = {p.stem: p for p in (results / kind).glob(f"*{suffix}")}
         kept = {p.stem: p for p in (reference / kind).glob(f"*{suffix}")}
         for name in sorted(run.keys() | kept.keys()):
             if name not in kept:
@@ -42,14 +47,15 @@ def update(results: Path, reference: Path) -> None:
     """Make `reference` hold exactly the numbers of `results`."""
     fresh = reference.with_name(f".{reference.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    for kind in ("figures", "claims"):
+    for kind in ("figures", "claims", "findings"):
         (fresh / kind).mkdir(parents=True)
     for path in sorted((results / "figures").glob("*.csv")):
         shutil.copyfile(path, fresh / "figures" / path.name)
         columns = json.loads(path.with_suffix(".json").read_text())["columns"]
         _write_json(fresh / "figures" / f"{path.stem}.json", {"columns": columns})
-    for path in sorted((results / "claims").glob("*.json")):
-        shutil.copyfile(path, fresh / "claims" / path.name)
+    for kind in ("claims", "findings"):
+        for path in sorted((results / kind).glob("*.json")):
+            shutil.copyfile(path, fresh / kind / path.name)
     shutil.rmtree(reference, ignore_errors=True)
     fresh.rename(reference)
 
@@ -88,6 +94,27 @@ def _compare_claim(item: str, run: Path, kept: Path) -> list[Difference]:
         if outcome[0].get(name) != outcome[1].get(name):
             moved = f"{outcome[1].get(name)} -> {outcome[0].get(name)}"
             differences.append(Difference(item, name, moved, "equal"))
+    return differences
+
+
+def _compare_finding(item: str, run: Path, kept: Path) -> list[Difference]:
+    new, old = json.loads(run.read_text()), json.loads(kept.read_text())
+    differences = []
+    if new["verdict"] != old["verdict"]:
+        differences.append(Difference(item, "verdict", f"{old['verdict']} -> {new['verdict']}", "equal"))
+    after, before = ({effect["name"]: effect for effect in finding["effects"]} for finding in (new, old))
+    for name in sorted(after.keys() ^ before.keys()):
+        differences.append(Difference(item, name, "new effect" if name in after else "effect gone", "equal"))
+    tolerance = old["tolerance"]
+    for name in sorted(after.keys() & before.keys()):
+        if after[name]["reading"] != before[name]["reading"]:
+            moved = f"{before[name]['reading']} -> {after[name]['reading']}"
+            differences.append(Difference(item, name, moved, "equal"))
+        numbers = [[effect[key] for key in ("value", "low", "high", "n")] for effect in (after[name], before[name])]
+        a, b = np.array(numbers, dtype=float)  # an open end is None, and nan here
+        if not np.isclose(a, b, **tolerance, equal_nan=True).all():
+            allowed = f"rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}"
+            differences.append(Difference(item, name, f"{b} -> {a}", allowed))
     return differences
 
 

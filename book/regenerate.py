@@ -109,26 +109,40 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
 
 
 def write_generated_pages(root: Path) -> None:
-    """Write the pages that are rendered from claims: book/claims.md and the snippet of the front page."""
+    """Write the pages that are rendered from claims and findings: book/claims.md and the front page's snippet."""
     sys.path.insert(0, str(root))
-    from lorantk.claims import render_markdown, render_summary
+    from lorantk import claims, findings
 
-    claims = root / "book" / "_static" / "claims"
+    static = root / "book" / "_static"
     page = (root / "book" / "claims.template.md").read_text()
-    (root / "book" / "claims.md").write_text(
-        page.replace("{{ table }}", render_markdown(claims, link_prefix="notebooks/"))
-    )
+    for name, module in (("claims", claims), ("findings", findings)):
+        page = page.replace(f"{{{{ {name} }}}}", module.render_markdown(static / name, link_prefix="notebooks/"))
+    (root / "book" / "claims.md").write_text(page)
     (root / "book" / "_generated").mkdir(exist_ok=True)
-    (root / "book" / "_generated" / "summary.md").write_text(render_summary(claims))
+    summary = claims.render_summary(static / "claims") + "\n" + findings.render_summary(static / "findings")
+    (root / "book" / "_generated" / "summary.md").write_text(summary)
 
 
 def readme_with_claims(root: Path) -> str:
-    """README.md with its claims block rendered from the reference, which does not vary between machines."""
-    from lorantk.claims import render_plain
+    """README.md with its block of claims and findings from the reference, which does not vary between machines."""
+    from lorantk import claims, findings
 
     before, rest = (root / "README.md").read_text().split(CLAIMS_START)
-    block = render_plain(root / "tests" / "reference" / "claims")
+    reference = root / "tests" / "reference"
+    five = f"The five empirical findings, by source of evidence:\n\n{findings.render_plain(reference / 'findings')}"
+    block = f"{claims.render_plain(reference / 'claims')}\n{five}"
     return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
+
+
+def check_numbers(root: Path) -> list[Difference]:
+    """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
+    from lorantk.findings import missing_findings
+
+    differences = compare(root / "book" / "_static", root / "tests" / "reference")
+    if readme_with_claims(root) != (root / "README.md").read_text():
+        differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))
+    missing = missing_findings(root / "book" / "_static" / "findings")
+    return differences + [Difference(f"findings/{name}", "", "no chapter computes it", "present") for name in missing]
 
 
 def render(root: Path) -> bool:
@@ -271,9 +285,7 @@ def main(
     rendered = False if no_render else render(root)
     report_book(root, every, {o.chapter.name: o.seconds for o in outcomes}, rendered, time.perf_counter() - start)
     if check:
-        differences = compare(book / "_static", root / "tests" / "reference")
-        if readme_with_claims(root) != (root / "README.md").read_text():
-            differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))
+        differences = check_numbers(root)
         if differences:
             report_differences(differences)
             raise typer.Exit(1)

@@ -8,7 +8,7 @@ conclusion. The verdict is computed:
 - one fails, and there are amended checks and all pass: "holds with an amended condition";
 - one fails otherwise: "fails as printed".
 
-``python -m lorantk.claims`` prints the table in a terminal.
+``python -m lorantk.claims`` prints the table in a terminal, and that of `lorantk.findings` below it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Claim:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{_interval(e.low, e.high)}</td>"
+            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{interval(e.low, e.high)}</td>"
             f"<td>{'yes' if e.passes else 'no'}</td><td>{e.role}</td><td>{e.route}</td></tr>"
             for e in self.evidence
         )
@@ -212,7 +212,7 @@ def badge(verdict: str, styles: Mapping[str, str] = VERDICTS) -> str:
 
 def _decisive(record: dict[str, Any]) -> str:
     evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
-    return f"{evidence['name']}: {number(evidence['value'])} (predicted {_interval(evidence['low'], evidence['high'])})"
+    return f"{evidence['name']}: {number(evidence['value'])} (predicted {interval(evidence['low'], evidence['high'])})"
 
 
 def number(value: float) -> str:
@@ -222,8 +222,8 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _interval(low: float | None, high: float | None) -> str:
-    """The predicted interval in words; an open end is an infinity, or None in a saved claim."""
+def interval(low: float | None, high: float | None) -> str:
+    """An interval in words; an open end is an infinity, or None in a saved claim."""
     if high is None or high == math.inf:
         return "anything" if low is None or low == -math.inf else f"at least {number(low)}"
     if low is None or low == -math.inf:
@@ -247,4 +247,8 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("tests/reference/claims"))
+    from lorantk.findings import show
+
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("tests/reference/claims")
+    main(directory)
+    show(directory.with_name("findings"))

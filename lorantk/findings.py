@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .claims import badge, number
+from .claims import badge, interval, number
 from .effects import Effect
 from .results import results_directory, write_atomically
 from .validation import check_choice
@@ -112,7 +112,7 @@ class Finding:
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{number(e.low)} to {number(e.high)}</td><td>{e.unit}</td>"
+            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{interval(e.low, e.high)}</td><td>{e.unit}</td>"
             f"<td>{e.n}</td><td>{reading(e.low, e.high)}</td></tr>"
             for e in self.effects
         )
@@ -157,3 +157,62 @@ def overall(records: Sequence[dict[str, Any]]) -> str:
     if {record["source"] for record in records} != set(SOURCES):
         return "missing"
     return verdict([effect["reading"] for record in records for effect in record["effects"]])
+
+
+def render_markdown(directory: Path, *, link_prefix: str) -> str:
+    """The findings as a markdown table, one column a source; links to chapters start with `link_prefix`."""
+    records = load_findings(directory)
+    lines = [f"| id | finding | {' | '.join(SOURCES)} | over all | rerun |", "|---|---|" + "---|" * (len(SOURCES) + 2)]
+    for id, text in FINDINGS.items():
+        cells, mine = [f"`{id}`", text], [records[id, source] for source in SOURCES if (id, source) in records]
+        for source in SOURCES:
+            record = records.get((id, source))
+            if record is None:
+                cells.append(badge("missing", STYLES))
+                continue
+            page = f"{link_prefix}{record['chapter']}.html"
+            links = f'<a href="{page}#fig-{record["figure"]}">figure</a>, <a href="{page}#{id}-{source}">method</a>'
+            cells.append(f"{badge(record['verdict'], STYLES)} {_decisive(record)} {links}")
+        commands = "<br>".join(f"`{command}`" for command in dict.fromkeys(record["command"] for record in mine))
+        lines.append("| " + " | ".join([*cells, badge(overall(mine), STYLES), commands]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_plain(directory: Path) -> str:
+    """The findings as plain markdown for the README; verdicts link to the chapters' sources."""
+    records = load_findings(directory)
+    lines = [f"| id | finding | {' | '.join(SOURCES)} | over all |", "|---|---|" + "---|" * (len(SOURCES) + 1)]
+    for id, text in FINDINGS.items():
+        mine = [records[id, source] for source in SOURCES if (id, source) in records]
+        cells = {r["source"]: f"[{r['verdict']}](notebooks/{r['chapter']}.md): {_decisive(r)}" for r in mine}
+        row = [f"`{id}`", text, *(cells.get(source, "missing") for source in SOURCES), f"**{overall(mine)}**"]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def render_summary(directory: Path) -> str:
+    """One markdown line: how many findings ended in which verdict over all sources."""
+    records = load_findings(directory)
+    verdicts = [overall([r for (of, _), r in records.items() if of == id]) for id in FINDINGS]
+    counts = [f"{verdicts.count(v)} {badge(v, STYLES)}" for v in STYLES if v in verdicts]
+    return f"Of the {len(FINDINGS)} empirical findings, over {len(SOURCES)} sources of evidence: {', '.join(counts)}.\n"
+
+
+def show(directory: Path) -> None:
+    """Print the findings saved in `directory` as a table in the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    records = load_findings(directory)
+    table = Table("id", *SOURCES, "over all", title="The five findings, as computed")
+    for id in FINDINGS:
+        mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
+        cells = [f"{mine[s]['verdict']}: {_decisive(mine[s])}" if s in mine else "missing" for s in SOURCES]
+        table.add_row(id, *cells, overall(list(mine.values())))
+    Console().print(table)
+
+
+def _decisive(record: dict[str, Any]) -> str:
+    effect = next(e for e in record["effects"] if e["name"] == record["decisive"])
+    unit = f" {effect['unit']}" if effect["unit"] else ""
+    return f"{effect['name']}: {number(effect['value'])}{unit} ({interval(effect['low'], effect['high'])})"
