@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +80,24 @@ class Run:
         check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), least)
+        object.__setattr__(self, "poison_rate", float(self.poison_rate))  # 1 and 1.0 are one run, with one id
+        object.__setattr__(self, "learning_rate", float(self.learning_rate))
         if self.poison_rate > 1 or (self.poison_rate > 0) != (self.attack != "none"):
             raise ValueError(f"poison_rate must be 0 without an attack, else in (0, 1]; got {self.poison_rate}")
         adapter = (self.rank, self.variance, self.scaling)
         if self.method in ("lora", "matched"):
             if None in adapter:
                 raise ValueError(f"method {self.method!r} needs rank, variance and scaling; got {adapter}")
+            for name in ("variance", "scaling"):
+                if not isinstance(value := getattr(self, name), str):
+                    raise TypeError(f"{name} must be a string such as '1/n' or '1'; got {value!r}")
             self.lora()
         elif adapter != (None, None, None):
             raise ValueError(f"method {self.method!r} takes no rank, variance or scaling; got {adapter}")
         if self.method == "matched" and self.optimizer != "sgd":
-            raise ValueError("method 'matched' needs optimizer 'sgd': AdamW's step does not depend on the kernel's scale")
+            raise ValueError(
+                "method 'matched' needs optimizer 'sgd': AdamW's step does not depend on the kernel's scale"
+            )
 
     @property
     def id(self) -> str:
@@ -97,14 +106,16 @@ class Run:
 
     def lora(self, fan_in: int | None = None) -> LoRA:
         """The adapters of the run; a layer narrower than the rank gets one of full rank."""
-        assert self.rank is not None and self.variance is not None and self.scaling is not None
+        assert self.rank is not None
+        assert self.variance is not None
+        assert self.scaling is not None
         rank = self.rank if fan_in is None else min(self.rank, fan_in)
         variance = 1.0 / rank if self.variance == "1/r" else self.variance
         return LoRA(rank, variance, _scaling(self.scaling, self.rank))
 
 
 def _scaling(rule: str, rank: int) -> float:
-    numerator, slash, denominator = rule.partition("/")
+    numerator, _, denominator = rule.partition("/")
     divisors = {"": 1.0, "r": rank, "sqrt(r)": math.sqrt(rank)}
     try:
         return float(numerator) / divisors[denominator]
@@ -113,60 +124,95 @@ def _scaling(rule: str, rank: int) -> float:
         raise ValueError(message) from None
 
 
-def load_grid(path: Path) -> dict[str, list[Run]]:
+def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
-    `adapters`, `attacks` and `methods` are lists of mappings, each a point of several fields at once. A learning rate
-    may be "selected" (chosen on clean validation data for this very cell) or "shared" (the one selected for the same
-    method at its defaults: rank 8, variance "peft", scaling "1"; for "matched" that of "full").
+    `adapters`, `attacks` and `methods` are lists of mappings, each a point of several fields at once; `seeds` is a
+    range such as "0-19", both ends included. A learning rate may be "selected" (chosen on clean validation data for
+    this very cell) or "shared" (the one selected for the same method at its defaults: rank 8, variance "peft", scaling
+    "1"; for "matched" that of "full"); both are read in `results`.
 
     Raises
     ------
-    ValueError, TypeError
-        On a block that is no mapping, an unknown field, a value that `Run` refuses, or a rate that was not selected.
+    FileNotFoundError, ValueError, TypeError
+        Without such a file; on a block that is no mapping, an unknown or missing field, a value that `Run` refuses, or
+        a rate that was not selected.
     """
     blocks = yaml.safe_load(path.read_text())
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
         raise ValueError(f"{path} must map the names of blocks to mappings of fields")
-    return {name: [run for point in _points(block) for run in [_run(point)]] for name, block in blocks.items()}
+    rates = functools.cache(lambda task: read_rates(results / f"rates-{task}.csv"))
+    grid: dict[str, list[Run]] = {}
+    for name, block in blocks.items():
+        try:
+            grid[name] = [_run(point, rates) for point in _points(block)]
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"block {name!r} of {path.name}: {error}") from error
+    return grid
+
+
+def read_rates(path: Path) -> dict[tuple[Any, ...], float]:
+    """The selected learning rate of each cell, keyed by the values of the fields in `CELL`; empty without a file."""
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path, dtype={"variance": str, "scaling": str}, float_precision="round_trip").astype(object)
+    table = table.where(table.notna(), None)
+    return {tuple(row[name] for name in CELL): row["learning_rate"] for row in table.to_dict("records")}
+
+
+def cell(run: Run) -> tuple[Any, ...]:
+    """Values of the fields in `CELL`."""
+    return tuple(getattr(run, name) for name in CELL)
 
 
 def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = [value if isinstance(value, list) else [value] for value in block.values()]
-    points = []
-    for values in itertools.product(*axes):
-        point: dict[str, Any] = {}
-        for key, value in zip(block, values, strict=True):
-            point |= value if isinstance(value, dict) else {key: value}
-        if isinstance(seeds := point.pop("seeds", None), str):
-            first, _, last = seeds.partition("-")
-            points += [point | {"seed": seed} for seed in range(int(first), int(last) + 1)]
+    axes = []
+    for key, value in block.items():
+        if key in ("adapters", "attacks", "methods"):
+            if not isinstance(value, list) or not all(isinstance(point, dict) for point in value):
+                raise ValueError(f"{key} must be a list of mappings; got {value!r}")
+            axes.append(value)
+        elif key == "seeds":
+            axes.append([{"seed": seed} for seed in _seeds(value)])
         else:
-            points.append(point)
-    return points
+            axes.append([{key: entry} for entry in (value if isinstance(value, list) else [value])])
+    return [dict(itertools.chain(*(part.items() for part in parts))) for parts in itertools.product(*axes)]
 
 
-def _run(point: dict[str, Any]) -> Run:
-    unknown = set(point) - {field.name for field in fields(Run)}
-    if unknown:
-        raise ValueError(f"a block must hold fields of Run; got {sorted(unknown)}")
-    rate = point.get("learning_rate")
-    if rate in ("selected", "shared"):
-        probe = Run(**point | {"learning_rate": 1.0})
-        point = point | {"learning_rate": _selected(probe, default=rate == "shared")}
-    return Run(**point)
+def _seeds(text: object) -> range:
+    match = re.fullmatch(r"(\d+)-(\d+)", str(text))
+    if not match or int(match[1]) > int(match[2]):
+        raise ValueError(f"seeds must be a range such as '0-19', both ends included; got {text!r}")
+    return range(int(match[1]), int(match[2]) + 1)
 
 
-def _selected(run: Run, default: bool) -> float:
-    cell = {name: getattr(run, name) for name in CELL}
+def _run(point: dict[str, Any], rates: Callable[[str], Mapping[tuple[Any, ...], float]]) -> Run:
+    names = {field.name for field in fields(Run)}
+    if unknown := set(point) - names:
+        raise ValueError(
+            f"a block must hold fields of Run, or adapters, attacks, methods, seeds; got {sorted(unknown)}"
+        )
+    if "task" not in point:
+        raise ValueError(f"a block must name its task, one of {', '.join(TASKS)}")
+    point = {key: _number(value) if key in ("learning_rate", "poison_rate") else value for key, value in point.items()}
+    rule = point.get("learning_rate")
+    if rule not in ("selected", "shared"):
+        return Run(**point)
+    run = Run(**point | {"learning_rate": 1.0})
+    wanted = run
     if run.method == "matched":
-        cell |= {"method": "full", "rank": None, "variance": None, "scaling": None}
-    elif run.method == "lora" and default:
-        cell |= {"rank": 8, "variance": "peft", "scaling": "1"}
-    path = RESULTS / f"rates-{run.task}.csv"
-    table = pd.read_csv(path, dtype={"variance": str, "scaling": str}) if path.exists() else pd.DataFrame(columns=CELL)
-    for name, value in cell.items():
-        table = table[table[name].isna() if value is None else table[name] == value]
-    if len(table) != 1:
-        raise ValueError(f"no learning rate was selected for {cell} in {path.name}: python -m experiments select")
-    return float(table.learning_rate.iloc[0])
+        wanted = replace(run, method="full", rank=None, variance=None, scaling=None)
+    elif run.method == "lora" and rule == "shared":
+        wanted = replace(run, rank=8, variance="peft", scaling="1")
+    if cell(wanted) not in (known := rates(run.task)):
+        described = ", ".join(f"{name} {value}" for name, value in zip(CELL, cell(wanted), strict=True))
+        raise ValueError(f"no learning rate was selected for {described}: python -m experiments select {run.task}")
+    return replace(run, learning_rate=known[cell(wanted)])
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-3 as a string: what looks like a number is one."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value

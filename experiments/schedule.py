@@ -1,0 +1,120 @@
+"""What is left of a grid, as jobs for all cores of this machine or for a Dask cluster; results land as jobs finish."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .config import Run
+from .table import ResultsTable
+
+Job = Sequence[Run]
+console = Console(soft_wrap=True)
+
+
+def trainer(task: str) -> Any:
+    """The module whose `finetune` and `together` serve this task."""
+    return importlib.import_module(f"{__package__}.{'digits' if task == 'digits' else 'text'}")
+
+
+def execute(job: Job) -> list[dict[str, Any]]:
+    """Rows of results of one job, on one core: jobs run side by side.
+
+    Raises
+    ------
+    RuntimeError
+        If the rows are not those of the runs.
+    """
+    torch.set_num_threads(1)
+    rows = trainer(job[0].task).finetune(job)
+    if [row["id"] for row in rows] != [run.id for run in job]:
+        raise RuntimeError(f"finetune must return a row for each of {[run.id for run in job]}; got {rows}")
+    return rows
+
+
+def left(runs: Sequence[Run], results: Path) -> list[Run]:
+    """Runs without a row in the tables of `results`, each once, in their order."""
+    finished = {identifier for task in {run.task for run in runs} for identifier in ResultsTable(results, task).ids()}
+    return [run for identifier, run in {run.id: run for run in runs}.items() if identifier not in finished]
+
+
+def jobs(runs: Sequence[Run], size: int) -> list[Job]:
+    """Groups of at most `size` runs that can train as one, in the order of their first runs."""
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.task, *trainer(run.task).together(run)), []).append(run)
+    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+
+def sweep(
+    runs: Sequence[Run], results: Path, *, processes: int = -1, scheduler: str | None = None, size: int = 20
+) -> int:
+    """Train what is left of `runs`, append a row for each to the table of its task, and return how many were new.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    results : Path
+        Directory of the tables. Only this process writes there.
+    processes : int
+        Jobs that run side by side here; -1 for one a core.
+    scheduler : str, optional
+        Address of a Dask scheduler, tcp://HOST:PORT, whose workers get the jobs instead.
+    size : int
+        Largest number of runs in a job: what is lost when a machine dies.
+
+    Raises
+    ------
+    ImportError
+        If a scheduler is given and the extra ``distributed`` is not installed.
+    """
+    todo = left(runs, results)
+    parts = jobs(todo, size)
+    finished = on_cluster(parts, scheduler) if scheduler else here(parts, processes)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    new = 0
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not todo) as progress:
+        bar = progress.add_task("runs", total=len(todo))
+        for rows in finished:
+            new += ResultsTable(results, rows[0]["task"]).append(rows)
+            progress.advance(bar, len(rows))
+    for task in sorted({run.task for run in runs}):
+        ResultsTable(results, task).tidy()
+    return new
+
+
+def here(parts: Collection[Job], processes: int) -> Iterator[list[dict[str, Any]]]:
+    """Results of each job as it finishes in one of `processes` processes."""
+    parallel = Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+    yield from parallel(delayed(execute)(job) for job in parts)
+
+
+def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, Any]]]:
+    """Results of each job as it finishes on a worker of a Dask cluster; a dead worker's jobs go to the others.
+
+    Raises
+    ------
+    ImportError
+        Without the extra ``distributed``, or if a worker cannot import this package.
+    OSError
+        If no scheduler answers at `address`.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise ImportError("--scheduler needs the extra 'distributed': pip install 'lorantk[distributed]'") from error
+    with Client(address) as client:
+        for worker, trouble in client.run(exec, f"import {__package__}", {}, on_error="return").items():
+            if trouble is not None:
+                raise ImportError(f"worker {worker} must find the package {__package__}, by its PYTHONPATH: {trouble}")
+        futures = [client.submit(execute, job, pure=False) for job in parts]
+        for future in as_completed(futures):
+            yield future.result()
+            future.release()
