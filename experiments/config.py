@@ -24,8 +24,8 @@ GLUE = ("sst2", "cola", "qnli", "qqp")
 TASKS = ("digits", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
-CELL = ("task", "method", "rank", "variance", "scaling", "optimizer", "steps", "batch_size")
-"""Fields that a learning rate is chosen for."""
+CELL = ("task", "method", "rank", "variance", "scaling", "optimizer")
+"""Fields that a learning rate is chosen for: at the budget of the grid of rates, then kept at every budget."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
 
     `adapters`, `attacks` and `methods` are lists of mappings, each a point of several fields at once; `seeds` is a
     range such as "0-19", both ends included. A learning rate may be "selected" (chosen on clean validation data for
-    this very cell) or "shared" (the one selected for the same method at its defaults: rank 8, variance "peft", scaling
-    "1"; for "matched" that of "full"); both are read in `results`.
+    this very cell; for "matched" that of "full"), "shared" (the one selected for the same method at its defaults:
+    rank 8, variance "peft", scaling "1") or "full" (that of full fine-tuning); all are read in `results`.
 
     Raises
     ------
@@ -196,11 +196,11 @@ def _run(point: dict[str, Any], rates: Callable[[str], Mapping[tuple[Any, ...], 
         raise ValueError(f"a block must name its task, one of {', '.join(TASKS)}")
     point = {key: _number(value) if key in ("learning_rate", "poison_rate") else value for key, value in point.items()}
     rule = point.get("learning_rate")
-    if rule not in ("selected", "shared"):
+    if rule not in ("selected", "shared", "full"):
         return Run(**point)
     run = Run(**point | {"learning_rate": 1.0})
     wanted = run
-    if run.method == "matched":
+    if run.method == "matched" or rule == "full":
         wanted = replace(run, method="full", rank=None, variance=None, scaling=None)
     elif run.method == "lora" and rule == "shared":
         wanted = replace(run, rank=8, variance="peft", scaling="1")

@@ -37,6 +37,8 @@ def check_rates(runs: Sequence[Run]) -> None:
 def choose(results: pd.DataFrame) -> pd.DataFrame:
     """The rate with the best mean validation accuracy over seeds in each cell; of equals the smallest.
 
+    A run that diverged counts as accuracy 0.
+
     Parameters
     ----------
     results : DataFrame
@@ -48,6 +50,7 @@ def choose(results: pd.DataFrame) -> pd.DataFrame:
         The fields in `CELL`, learning_rate, validation_accuracy (mean, 0 to 1), standard_error of that mean, seeds
         (their number), and at_edge: whether the list might have been too short, the choice being its first or last.
     """
+    results = results.fillna({"validation_accuracy": 0.0})
     by_rate = results.groupby([*CELL, "learning_rate"], dropna=False).validation_accuracy
     means = by_rate.agg(["mean", "sem", "size"]).round({"mean": 6, "sem": 6}).reset_index()
     cells = means.groupby(list(CELL), dropna=False)

@@ -1,0 +1,84 @@
+"""Many networks of one shape as one: their parameters are stacked along the first axis and trained together.
+
+Parameters of R networks are (R, fan_out, fan_in), and every product is one batched matrix product. Networks are
+multilayer perceptrons without biases whose linear layers are named "0", "2", "4", ...; the last one, the head, is
+always trained; `method` says what else is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lorantk import Adapter, attach
+from lorantk.networks import NTKLinear
+
+
+class Stacked:
+    """R networks that train together.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Sequential
+        R networks of one shape; left as they are.
+    method : {"full", "lora", "head", "matched"}
+        What is trained beside the head: all weights; adapters, from B = 0; nothing; or all weights of
+        y = c W' a with W' = W / c, whose kernel is c^2 times that of W.
+    adapters : sequence of mappings of layer name to `lorantk.Adapter`
+        For "lora": R of them, of one rank in each layer.
+    prefactors : sequence of mappings of layer name to float
+        For "matched": c of each layer but the head, R of them.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Sequential],
+        method: str,
+        adapters: Sequence[Mapping[str, Adapter]] = (),
+        prefactors: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        self.networks, self.method = networks, method
+        names = [str(i) for i in range(0, len(networks[0]), 2)]
+        self.head, hidden = names[-1], names[:-1]
+        self.weights = {n: torch.stack([net.get_submodule(n).weight.detach() for net in networks]) for n in names}
+        self.prefactors = {n: torch.tensor([c[n] for c in prefactors])[:, None, None] for n in hidden if prefactors}
+        for name, c in self.prefactors.items():
+            self.weights[name] /= c
+        self.adapters: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+        for name in adapters[0] if adapters else ():
+            A = torch.stack([a[name].A for a in adapters])
+            B = torch.zeros(len(networks), self.weights[name].shape[1], A.shape[1])
+            self.adapters[name] = A, B, torch.tensor([a[name].scaling for a in adapters])[:, None, None]
+        trained = names if method in ("full", "matched") else [self.head]
+        self.parameters = [self.weights[n] for n in trained] + [t for A, B, _ in self.adapters.values() for t in (A, B)]
+        for parameter in self.parameters:
+            parameter.requires_grad_()
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Outputs (R, n, C) at inputs (R, n, d)."""
+        for name, weight in self.weights.items():
+            z = torch.bmm(self.prefactors.get(name, 1.0) * a, weight.mT)
+            if name in self.adapters:
+                A, B, scaling = self.adapters[name]
+                z = torch.baddbmm(z, scaling * torch.bmm(a, A.mT), B.mT)
+            a = z if name == self.head else z.relu()
+        return a
+
+    def network(self, i: int) -> nn.Module:
+        """Network i as a module of its own, with what is trained as its trainable parameters."""
+        network: nn.Module = copy.deepcopy(self.networks[i]).requires_grad_(self.method in ("full", "matched"))
+        for name, c in self.prefactors.items():
+            fan_out, fan_in = self.weights[name].shape[1:]
+            scaled = NTKLinear(fan_in, fan_out, c[i].item() ** 2 * fan_in, bias=False)
+            network.set_submodule(name, scaled)
+        for name, weight in self.weights.items():
+            network.get_submodule(name).weight.data = weight[i].detach().clone()
+        if self.adapters:
+            network = attach(network, {
+                name: Adapter(A[i].detach(), B[i].detach(), s[i].item()) for name, (A, B, s) in self.adapters.items()
+            })  # fmt: skip
+        network.get_submodule(self.head).requires_grad_(True)
+        return network

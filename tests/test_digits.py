@@ -1,0 +1,95 @@
+"""Digit runs: networks trained together are the networks trained one by one, and a row says what it says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from experiments import digits
+from experiments.config import Run
+from lorantk import ntk
+
+ADAPTER = {"rank": 8, "variance": "peft", "scaling": "2"}
+METHODS: list[dict[str, Any]] = [
+    {"method": "full"},
+    {"method": "head"},
+    {"method": "lora", **ADAPTER},
+    {"method": "matched", **ADAPTER},
+]
+
+
+def runs_of(seeds: range, **fields: Any) -> list[Run]:
+    common = {"task": "digits", "optimizer": "sgd", "learning_rate": 0.05, "steps": 20}
+    return [Run(**common | fields, seed=seed) for seed in seeds]
+
+
+def stacked_data(runs: list[Run]) -> list[torch.Tensor]:
+    return [torch.stack(parts) for parts in zip(*map(digits.poisoned, runs), strict=True)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m["method"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_together_is_training_alone(method: dict[str, Any], optimizer: str) -> None:
+    if method["method"] == "matched" and optimizer == "adamw":
+        pytest.skip("matched is for SGD")
+    runs = runs_of(range(1, 4), **method, optimizer=optimizer, learning_rate=0.05 if optimizer == "sgd" else 1e-3)
+    model = digits.start(runs)
+    alone = model.network(1)
+    x = digits.split(2).test[0][:20]
+    torch.testing.assert_close(model(torch.stack([x] * 3))[1], alone(x))
+    digits.train(model, runs, *stacked_data(runs))
+    chosen = torch.optim.SGD if optimizer == "sgd" else torch.optim.AdamW
+    one = chosen([p for p in alone.parameters() if p.requires_grad], lr=runs[1].learning_rate)
+    inputs, labels = digits.poisoned(runs[1])
+    for batch in digits.batches(runs[1].seed, len(labels), runs[1].steps, runs[1].batch_size):
+        one.zero_grad()
+        F.cross_entropy(alone(inputs[batch]), labels[batch]).backward()
+        one.step()
+    outputs = model(torch.stack([x] * 3))[1]
+    torch.testing.assert_close(outputs, alone(x), rtol=1e-3, atol=1e-3)  # float32 round-off over 20 steps
+    torch.testing.assert_close(outputs, model.network(1)(x))
+
+
+def test_matched_kernel_has_the_trace_of_the_adapters() -> None:
+    run = runs_of(range(1), **METHODS[3])[0]
+    lora = runs_of(range(1), **METHODS[2])[0]
+    x = digits.split(run.seed).train[0][:64]
+    for layer in digits.HIDDEN:
+        matched = ntk(digits.start([run]).network(0), x, layers=[layer], output="trace").trace()
+        adapters = ntk(digits.start([lora]).network(0), x, layers=[f"{layer}.up"], output="trace").trace()
+        torch.testing.assert_close(matched, adapters, rtol=1e-4, atol=0.0)
+
+
+def test_rows_are_the_same_in_any_company() -> None:
+    runs = runs_of(range(3), method="full", attack="backdoor", poison_rate=0.05)
+    together, alone = digits.finetune(runs), digits.finetune(runs[1:2])
+    drop = lambda row: {key: value for key, value in row.items() if key != "seconds"}  # noqa: E731
+    assert drop(together[1]) == drop(alone[0])
+    assert together[0]["clean_accuracy"] > 0.5  # 20 steps are enough to leave chance, 0.2
+
+
+def test_attacks_touch_the_share_they_name_and_pairs_share_their_data() -> None:
+    clean = digits.split(0).train
+    for attack in ("untargeted", "backdoor"):
+        full, lora = (runs_of(range(1), **m, attack=attack, poison_rate=0.3)[0] for m in (METHODS[0], METHODS[2]))
+        x, y = digits.poisoned(full)
+        other_x, other_y = digits.poisoned(lora)
+        assert torch.equal(x, other_x)
+        assert torch.equal(y, other_y)
+        touched = ((x != clean[0]).any(1) | (y != clean[1])).float().mean().item()
+        assert abs(touched - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(y))
+
+
+def test_divergence_is_not_a_number() -> None:
+    row = digits.finetune(runs_of(range(1), method="full", learning_rate=1e4))[0]
+    assert math.isnan(row["clean_accuracy"])
+    assert math.isnan(row["attack_success"])
+
+
+def test_runs_that_differ_do_not_train_together() -> None:
+    with pytest.raises(ValueError, match="must share method, rank"):
+        digits.finetune([*runs_of(range(1), method="full"), *runs_of(range(1), method="head")])
