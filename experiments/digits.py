@@ -147,7 +147,11 @@ def _evaluate(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> dict
 
 def poisoned(run: Run) -> tuple[Tensor, Tensor]:
     """The run's training set after its attack."""
-    x, y = split(run.seed).train
+    return poison(*split(run.seed).train, run)
+
+
+def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Inputs (n, 64) and labels (n,) after the run's attack at its rate."""
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
     if run.attack == "backdoor":
