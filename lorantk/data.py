@@ -77,7 +77,7 @@ def recorded(name: str) -> pandas.DataFrame:
     """
     import pandas
 
-    return pandas.read_csv(_committed("experiments", name, ".csv"), float_precision="round_trip")
+    return pandas.read_csv(_committed("experiments", name, ".csv"))
 
 
 def benchmark(name: str) -> dict[str, Any]:

@@ -192,6 +192,64 @@ def parametric(
     return Effect(name, float(statistic(centre[None])[0]), low, high, runs, unit, float(values.std()))
 
 
+def rank_correlation(x: ArrayLike) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Statistic for `parametric`: Spearman's correlation of x, shape (k,), with means of shape (draws, k)."""
+    from scipy.stats import rankdata, zscore
+
+    fixed = zscore(rankdata(x))
+    return lambda means: np.asarray(zscore(rankdata(means, axis=-1), axis=-1) @ fixed / len(fixed))
+
+
+def dose(rates: ArrayLike, accuracy: NDArray[np.float64], level: float) -> NDArray[np.float64]:
+    """Poison rate at which accuracy has fallen to `level`.
+
+    Curves are made monotone by least squares (isotonic regression) and read between the measured rates, linearly in
+    the logarithm. Nothing is extrapolated: a curve that is below the level everywhere gives the lowest rate, one
+    that is above it the highest.
+
+    Parameters
+    ----------
+    rates : array_like (k,)
+        Increasing, above 0.
+    accuracy : array (draws, k)
+    level : float
+
+    Returns
+    -------
+    array (draws,)
+    """
+    from scipy.optimize import isotonic_regression
+
+    fits = [isotonic_regression(curve, increasing=False).x for curve in accuracy]
+    return np.exp([np.interp(-level, -fit, np.log(np.asarray(rates, dtype=float))) for fit in fits])
+
+
+def levels(groups: Sequence[tuple[float, float, int]], name: str) -> Effect:
+    """Share of the variance between runs that the level of a factor explains, by Welch's analysis of variance.
+
+    Parameters
+    ----------
+    groups : sequence of (mean, std, n)
+        One per level, with one n.
+    name : str
+
+    Notes
+    -----
+    The interval inverts the noncentral F distribution; its lower end is 0 unless the test rejects equal means, so a
+    share can be shown or not shown, never reversed. The estimate takes the unbiased noncentrality, at least 0.
+    """
+    from statsmodels.stats.oneway import anova_generic, confint_noncentrality
+
+    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    test = anova_generic(mean, std**2, n, use_var="unequal")
+    between, within = test.df
+    low, high = confint_noncentrality(test.statistic, test.df, alpha=1 - LEVEL)
+    value = max(0.0, test.statistic * between * (within - 2) / within - between)
+    runs = int(n.sum())
+    value, low, high = (float(c / (c + runs)) for c in (value, low, high))  # noncentrality per run: Cohen's f squared
+    return Effect(name, value, low, high, runs, "share of variance", p=float(test.pvalue))
+
+
 def discoveries(effects: Sequence[Effect], rate: float = 0.05) -> NDArray[np.bool_]:
     """Which effects stay, shape (n,), when at most `rate` of those that do may be false (Benjamini and Hochberg)."""
     from statsmodels.stats.multitest import multipletests
