@@ -1,0 +1,110 @@
+"""Recorded fine-tuning runs as arms that can be compared: one number a seed, and pairs that share a seed.
+
+A run's harm is what the attack changed against the same arm without an attack: accuracy lost to flipped labels, or
+triggered inputs won by the backdoor. Statements ``finding-1`` to ``finding-5``; the runs are those of `experiments`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from .effects import Effect, paired
+from .validation import check_choice
+
+OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
+"""Attack -> the column that it moves, and the sign that makes harm positive."""
+
+CELL = ("method", "rank", "variance", "scaling", "optimizer")
+DEFAULT: dict[str, object] = {"rank": 8, "variance": "peft", "scaling": "1"}
+
+
+def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
+    """The runs whose learning rate is the one that `rule` gives them.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Recorded runs of one task, a row each.
+    rates : DataFrame
+        Selected rates of the same task, a row a cell of `CELL`.
+    rule : {"selected", "shared", "full"}
+        The rate selected for the run's own cell; for the same method at rank 8 with PEFT's variance and s = 1; or for
+        full fine-tuning. "matched" runs take full fine-tuning's under each.
+    """
+    check_choice("rule", rule, ("selected", "shared", "full"))
+    cells = runs[list(CELL)].copy()
+    borrowed = (cells.method == "matched") | (rule == "full")
+    adapted = (cells.method == "lora") & (rule == "shared")
+    cells["method"] = cells.method.mask(borrowed, "full")
+    for name, default in DEFAULT.items():
+        cells[name] = cells[name].mask(borrowed, np.nan).mask(adapted, default)
+    wanted = cells.merge(rates[[*CELL, "learning_rate"]], how="left", on=list(CELL)).learning_rate
+    return runs[np.isclose(runs.learning_rate, wanted.to_numpy())]
+
+
+def harms(runs: pd.DataFrame) -> pd.DataFrame:
+    """The attacked runs, each beside the run of the same arm, rate, budget and seed without an attack.
+
+    Returns
+    -------
+    DataFrame
+        The attacked rows of `runs` with two columns more: ``accuracy_without``, the clean accuracy without the attack,
+        and ``harm``, a fraction of 1: the clean accuracy lost ("untargeted") or the attack success won ("backdoor").
+
+    Raises
+    ------
+    ValueError
+        If an attacked run has no such partner.
+    """
+    keys = [*CELL, "learning_rate", "steps", "batch_size", "seed"]
+    columns = [column for column, _ in OUTCOMES.values()]
+    clean, attacked = (runs[(runs.attack == "none") == wanted] for wanted in (True, False))
+    joined = attacked.merge(clean[keys + columns], how="left", on=keys, suffixes=("", "_without"), indicator=True)
+    if (alone := joined._merge != "both").any():
+        raise ValueError(f"runs must hold a run without attack for each attacked one; {alone.sum()} lack theirs")
+    joined["harm"] = np.nan
+    for attack, (column, sign) in OUTCOMES.items():
+        change = sign * (joined[column] - joined[f"{column}_without"])
+        joined["harm"] = joined.harm.where(joined.attack != attack, change)
+    joined = joined.rename(columns={"clean_accuracy_without": "accuracy_without"})
+    return joined.drop(columns=["_merge", "attack_success_without"])
+
+
+def by_seed(runs: pd.DataFrame, column: str = "harm", **settings: object) -> pd.Series:
+    """One column of the rows in which each column named in `settings` has that value, indexed by seed.
+
+    Raises
+    ------
+    ValueError
+        If there is no such row, two for one seed, or one that diverged.
+    """
+    for name, value in settings.items():
+        runs = runs[runs[name] == value]
+    if runs.empty or runs.seed.duplicated().any() or runs[column].isna().any():
+        raise ValueError(f"settings must name one finite {column} a seed; {settings} names {len(runs)} rows")
+    return runs.set_index("seed")[column].sort_index()
+
+
+def difference(first: pd.Series, second: pd.Series, name: str, unit: str = "of 1") -> Effect:
+    """Mean of first - second over the seeds that both have."""
+    pairs = pd.concat([first, second], axis=1, join="inner")
+    return paired(pairs.iloc[:, 0], pairs.iloc[:, 1], name, unit)
+
+
+def trend(outcomes: Mapping[float, pd.Series], name: str, unit: str) -> Effect:
+    """Least-squares slope of an outcome, fitted for each seed; its mean over seeds.
+
+    Parameters
+    ----------
+    outcomes : mapping
+        Value of x, on the scale of the slope (e.g. log2 of the rank), to outcomes indexed by seed.
+    name, unit : str
+        See `lorantk.effects.Effect`.
+    """
+    table = pd.concat(dict(outcomes), axis=1, join="inner")
+    x = table.columns.to_numpy(dtype=float)
+    slopes = table.to_numpy() @ ((x - x.mean()) / ((x - x.mean()) ** 2).sum())
+    return paired(slopes, np.zeros_like(slopes), name, unit)
