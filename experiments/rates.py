@@ -18,10 +18,14 @@ def check_rates(runs: Sequence[Run]) -> None:
     Raises
     ------
     ValueError
-        If a run is attacked, or a cell lacks one of the pairs of rate and seed that others with its optimizer have.
+        If a run is attacked, budgets differ, or a cell lacks one of the pairs of rate and seed that others with its
+        optimizer have.
     """
     if attacked := [run for run in runs if run.attack != "none"]:
         raise ValueError(f"rates must be chosen without an attack; got attack {attacked[0].attack!r}")
+    if len(budgets := {(run.steps, run.batch_size) for run in runs}) > 1:
+        described = ", ".join(map(str, sorted(budgets)))
+        raise ValueError(f"rates must be chosen at one budget; got (steps, batch_size) {described}")
     table = pd.DataFrame([vars(run) for run in runs])
     for optimizer, part in table.groupby("optimizer"):
         everything = set(zip(part.learning_rate, part.seed, strict=True))

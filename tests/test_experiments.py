@@ -1,0 +1,321 @@
+"""Grids become runs, runs become rows that no kill can spoil, rates are chosen fairly, any row can be repeated."""
+
+import itertools
+import re
+from dataclasses import asdict, replace
+
+import pandas as pd
+import pytest
+import yaml
+from joblib import Parallel, delayed
+from typer.testing import CliRunner
+
+from experiments import __main__ as command
+from experiments.config import CELL, RESULTS, TASKS, Run, cell, load_grid, read_rates
+from experiments.rates import check_rates, choose, write_rates
+from experiments.table import ResultsTable
+
+LORA = {"method": "lora", "rank": 2, "variance": "peft", "scaling": "1"}
+METRICS = {"clean_accuracy": 0.9512, "poison_accuracy": float("nan"), "validation_accuracy": 0.1, "seconds": 0.123456}
+
+
+def load(tmp_path, text):
+    path = tmp_path / "grid.yaml"
+    path.write_text(text if isinstance(text, str) else yaml.safe_dump(text, sort_keys=False))
+    return load_grid(path, tmp_path)
+
+
+def row(run, **metrics):
+    return {"id": run.id, **asdict(run), **METRICS, **metrics}
+
+
+# Runs and grids
+
+
+def test_each_list_of_a_block_is_an_axis(tmp_path):
+    text = """
+    first: {task: digits, steps: [10, 20], seeds: 3-5, learning_rate: 1e-2}
+    second:
+      task: digits
+      optimizer: sgd
+      attacks: [{attack: none}, {attack: backdoor, poison_rate: 0.02}]
+      adapters: [{method: full}, {method: lora, rank: 8, variance: 1/n, scaling: "2"}]
+    """
+    grid = load(tmp_path, text)
+    pairs = itertools.product((10, 20), (3, 4, 5))
+    assert grid["first"] == [Run("digits", steps=steps, seed=seed, learning_rate=0.01) for steps, seed in pairs]
+    kinds = [(run.attack, run.poison_rate, run.method, run.rank) for run in grid["second"]]
+    assert kinds == [
+        ("none", 0.0, "full", None),
+        ("none", 0.0, "lora", 8),
+        ("backdoor", 0.02, "full", None),
+        ("backdoor", 0.02, "lora", 8),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must map the names of blocks"),
+        ("block: 3", "must map the names of blocks"),
+        ("block: {steps: 3}", "block 'block'.*must name its task"),
+        ("block: {task: digits, rnk: 3}", r"block 'block'.*\['rnk'\]"),
+        ("block: {task: mnist}", "task must be one of .*'digits'.*; got 'mnist'"),
+        ("block: {task: digits, seeds: 5-3}", "seeds must be a range such as '0-19'.*got '5-3'"),
+        ("block: {task: digits, seeds: [1, 2]}", "seeds must be a range"),
+        ("block: {task: digits, attacks: backdoor}", "attacks must be a list of mappings"),
+        ("block: {task: digits, attack: backdoor}", "poison_rate must be 0 without an attack"),
+        ("block: {task: digits, learning_rate: fast}", "learning_rate must be a real number; got 'fast'"),
+        ("block: {task: digits, steps: 2.5}", "steps must be an int"),
+        ("block: {task: digits, rank: 4}", "method 'full' takes no rank"),
+        ("block: {task: digits, method: lora, rank: 4}", "method 'lora' needs rank, variance and scaling"),
+        ("block: {task: digits, method: lora, rank: 4, variance: peft, scaling: 1}", "scaling must be a string"),
+        ("block: {task: digits, method: lora, rank: 4, variance: peft, scaling: 1/n}", "scaling must be a number, 'al"),
+        ("block: {task: digits, method: lora, rank: 4, variance: 1/m, scaling: '1'}", "variance must be .*got '1/m'"),
+        ("block: {task: digits, method: matched, rank: 4, variance: peft, scaling: '1'}", "needs optimizer 'sgd'"),
+        (
+            "block: {task: digits, learning_rate: selected}",
+            "no learning rate was selected for task digits, method full",
+        ),
+    ],
+)
+def test_a_bad_grid_says_what_is_wrong(tmp_path, text, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        load(tmp_path, text)
+
+
+def test_selected_is_the_cells_own_rate_and_shared_that_of_the_defaults(tmp_path):
+    default = Run("digits", method="lora", rank=8, variance="peft", scaling="1", optimizer="sgd")
+    wide, full = replace(default, rank=64, variance="1/r"), Run("digits", optimizer="sgd")
+    rates = {default: 0.5, wide: 0.25, full: 0.125}
+    table = [dict(zip(CELL, cell(run), strict=True)) | {"learning_rate": rate} for run, rate in rates.items()]
+    write_rates(pd.DataFrame(table), tmp_path / "rates-digits.csv")
+    point = {"task": "digits", "optimizer": "sgd", "rank": 64, "variance": "1/r", "scaling": "1"}
+    point |= {"method": ["lora", "matched"], "learning_rate": ["selected", "shared"]}
+    runs = load(tmp_path, {"block": point})["block"]
+    assert [(run.method, run.rank, run.learning_rate) for run in runs] == [
+        ("lora", 64, 0.25),
+        ("lora", 64, 0.5),
+        ("matched", 64, 0.125),
+        ("matched", 64, 0.125),
+    ]
+
+
+def test_an_id_names_the_settings_and_nothing_else():
+    run = Run("digits", learning_rate=1, **LORA)
+    assert run.id == Run("digits", learning_rate=1.0, **LORA).id
+    fields = {"seed": 1, "steps": 2, "variance": "1/n", "learning_rate": 0.5, "rank": 3, "optimizer": "sgd"}
+    assert len({run.id, *(replace(run, **{name: value}).id for name, value in fields.items())}) == 1 + len(fields)
+
+
+@pytest.mark.parametrize("path", sorted(p for p in RESULTS.glob("*.csv") if p.stem in TASKS), ids=lambda p: p.stem)
+def test_settings_of_a_committed_row_give_its_id(path):
+    table = ResultsTable(path.parent, path.stem).read()
+    assert table.id.is_unique
+    settings = table[list(Run.__dataclass_fields__)].astype(object)
+    for identifier, values in zip(table.id, settings.where(settings.notna(), None).to_dict("records"), strict=True):
+        assert Run(**values).id == identifier
+
+
+# The table
+
+
+@pytest.fixture
+def rows():
+    return [row(Run("digits", seed=seed, **kind)) for kind in ({}, LORA) for seed in range(3)]
+
+
+def test_a_table_reads_back_what_went_in(tmp_path, rows):
+    table = ResultsTable(tmp_path, "digits")
+    assert list(table.read().columns[:3]) == ["id", "task", "attack"]
+    assert table.append(rows) == 6
+    read = table.read()
+    expected = pd.DataFrame(rows).assign(rank=[pd.NA] * 3 + [2] * 3, seconds=0.123).astype({"rank": "Int64"})
+    pd.testing.assert_frame_equal(read, expected[read.columns], check_dtype=False)
+    only_full = ResultsTable(tmp_path / "full", "digits")
+    only_full.append(rows[:3])
+    assert (only_full.read().dtypes == read.dtypes).all()
+
+
+def test_a_line_torn_at_any_byte_is_no_result_and_is_made_good(tmp_path, rows):
+    table, rows = ResultsTable(tmp_path, "digits"), rows[2:5]
+    table.append(rows)
+    whole = table.path.read_bytes()
+    for cut in range(len(whole)):
+        table.path.write_bytes(whole[:cut])
+        finished = whole[:cut].count(b"\n") - 1
+        assert list(table.read().id) == [entry["id"] for entry in rows[: max(finished, 0)]]
+        assert table.append(rows[-2:]) == 2 - max(0, finished - 1)
+        table.append(rows)
+        assert sorted(table.path.read_bytes().splitlines()) == sorted(whole.splitlines())
+        assert table.path.read_bytes().splitlines()[0] == whole.splitlines()[0]
+
+
+def test_an_id_never_gets_a_second_row(tmp_path, rows):
+    table = ResultsTable(tmp_path, "digits")
+    assert table.append(rows[:2] + rows[:2]) == 2
+    assert table.append([row(Run("digits", seed=0), clean_accuracy=0.0), rows[3]]) == 1
+    assert list(table.read().clean_accuracy) == [0.9512] * 3
+
+
+@pytest.mark.parametrize("change", [{"task": "spam"}, {"more": 1}])
+def test_rows_of_another_shape_are_refused_and_leave_the_table_as_it_was(tmp_path, rows, change):
+    table = ResultsTable(tmp_path, "digits")
+    table.append(rows[:1])
+    before = table.path.read_bytes()
+    with pytest.raises(ValueError, match="rows must be of task 'digits' with columns"):
+        table.append([rows[1], rows[2] | change])
+    assert table.path.read_bytes() == before
+
+
+def append_one_by_one(directory, rows):
+    table = ResultsTable(directory, "digits")
+    return sum(table.append([entry]) for entry in rows)
+
+
+@pytest.mark.slow
+def test_two_appenders_neither_interleave_nor_double(tmp_path):
+    many = [row(Run("digits", seed=seed, **LORA)) for seed in range(300)]
+    added = Parallel(n_jobs=2)(delayed(append_one_by_one)(tmp_path, part) for part in (many[:200], many[100:]))
+    assert sum(added) == 300
+    read = ResultsTable(tmp_path, "digits").read()
+    assert sorted(read.seed) == list(range(300))
+    assert (read.clean_accuracy == 0.9512).all()
+
+
+def test_a_tidy_table_does_not_depend_on_the_order_of_arrival(tmp_path, rows):
+    tables = [ResultsTable(tmp_path / str(i), "digits") for i in range(2)]
+    for table, order in zip(tables, (rows, rows[::-1]), strict=True):
+        table.append(order)
+        table.tidy()
+    assert tables[0].path.read_bytes() == tables[1].path.read_bytes()
+    assert list(tables[0].read().seed) == [0, 1, 2, 0, 1, 2]
+    empty = ResultsTable(tmp_path, "spam")
+    empty.tidy()
+    assert not empty.path.exists()
+
+
+# Learning rates
+
+
+def clean_runs(rates=(0.1, 0.2, 0.4), seeds=range(3), **kind):
+    return [Run("digits", optimizer="sgd", learning_rate=rate, seed=seed, **kind) for rate in rates for seed in seeds]
+
+
+def test_the_best_mean_wins_in_each_cell_and_of_equals_the_smallest_rate():
+    accuracy = {("full", 0.1): (0.5, 0.7, 0.9), ("full", 0.2): (0.9, 0.5, 0.7), ("full", 0.4): (0.69, 0.7, 0.7)}
+    accuracy |= {("lora", 0.1): (0.1, 0.1, 1.0), ("lora", 0.2): (0.4, 0.4, 0.4), ("lora", 0.4): (0.5, 0.5, 0.5)}
+    runs = clean_runs() + clean_runs(**LORA)
+    table = pd.DataFrame([row(r, validation_accuracy=accuracy[r.method, r.learning_rate][r.seed]) for r in runs])
+    chosen = choose(table.sample(frac=1, random_state=0)).set_index("method")
+    assert dict(chosen.learning_rate) == {"full": 0.1, "lora": 0.4}
+    assert dict(chosen.validation_accuracy) == {"full": 0.7, "lora": 0.5}
+    assert chosen.standard_error["full"] == pytest.approx(0.2 / 3**0.5, abs=1e-6)
+    assert chosen.at_edge.all()
+    assert not choose(table[table.method == "full"].replace({"learning_rate": {0.4: 0.05}})).at_edge.any()
+    table.loc[table.learning_rate == 0.4, "validation_accuracy"] = float("nan")  # diverged
+    assert list(choose(table).learning_rate) == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        (clean_runs() + clean_runs(rates=(0.1, 0.2), **LORA), r"method lora, .* lacks \(rate, seed\) \(0.4, 0\)"),
+        (clean_runs() + clean_runs(seeds=(0, 1), **LORA), r"method lora, .* lacks \(rate, seed\) \(0.1, 2\)"),
+        ([*clean_runs(), Run("digits", optimizer="sgd", steps=7)], r"one budget; .* \(7, 64\), \(300, 64\)"),
+        (clean_runs(attack="backdoor", poison_rate=0.1), "without an attack; got attack 'backdoor'"),
+    ],
+)
+def test_rates_are_chosen_among_the_same_and_on_clean_data(runs, message):
+    check_rates(clean_runs() + clean_runs(**LORA))
+    with pytest.raises(ValueError, match=message):
+        check_rates(runs)
+
+
+# The command line
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call `python -m experiments` with its grids and results in tmp_path; one job at a time, in this process."""
+    monkeypatch.setattr(command, "GRIDS", tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def invoke(*arguments):
+        jobs = ["--jobs", "1"] if arguments[0] in ("run", "select") else []
+        return CliRunner().invoke(command.app, [*arguments, *jobs, "--results", str(tmp_path)])
+
+    return invoke
+
+
+RATES = """
+probe:
+  task: digits
+  optimizer: sgd
+  steps: 2
+  seeds: 0-1
+  learning_rate: [0.01, 0.1]
+  methods: [{method: full}, {method: head}]
+"""
+ATTACKED = """
+clean: {task: digits, optimizer: sgd, steps: 2, learning_rate: selected}
+attacked: {task: digits, optimizer: sgd, steps: 2, learning_rate: selected, attack: untargeted, poison_rate: 0.3}
+"""
+
+
+def test_rates_are_selected_once_and_then_used(tmp_path, call):
+    (tmp_path / "rates-digits.yaml").write_text(RATES)
+    (tmp_path / "attacked.yaml").write_text(ATTACKED)
+    assert "no learning rate was selected" in call("run", "attacked").output
+    assert "8 runs trained" in call("select", "digits").output
+    assert "0 runs trained, 8 were there" in call("select", "digits").output
+    rates = read_rates(tmp_path / "rates-digits.csv")
+    assert len(rates) == 2
+    table = ResultsTable(tmp_path, "digits").read()
+    means = table[table.method == "full"].groupby("learning_rate").validation_accuracy.mean()
+    attacked = load_grid(tmp_path / "attacked.yaml", tmp_path)["attacked"][0]
+    assert attacked.learning_rate == means.idxmax()
+
+    listed = call("list").output
+    assert "attacked" in listed
+    dry = call("run", "attacked", "--dry-run")
+    assert [line.split("│")[1:4] for line in dry.output.splitlines() if "in all" in line] == [
+        [" in all   ", " 2    ", " 1    "]
+    ]
+    assert "1 runs trained, 0 were there" in call("run", "attacked", "--block", "attacked").output
+    assert "0 runs trained, 2 were there" in call("run", "attacked").output
+
+
+def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
+    lora = Run("digits", "backdoor", 0.1, optimizer="sgd", steps=2, **LORA)
+    table = ResultsTable(tmp_path, "digits")
+    table.append(command.execute([lora]))
+    again = call("rerun", lora.id)
+    assert again.exit_code == 0, again.output
+    assert again.output.count("differs") == 0
+    accuracy = table.read().clean_accuracy[0]
+    table.path.write_text(table.path.read_text().replace(f",{accuracy},", f",{accuracy + 0.0041:.4f},", 1))
+    changed = call("rerun", lora.id)
+    assert changed.exit_code == 1
+    assert changed.output.count("differs") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nowhere"), r"grid must be .*\(broken, good\); got 'nowhere'"),
+        (("run", "good", "--block", "third"), "block must be among first, second; got third"),
+        (("run", "broken"), "task must be one of"),
+        (("run", "good", "--runs-per-job", "0"), "runs-per-job"),
+        (("select", "digits"), "grid must be .*got 'rates-digits'"),
+        (("rerun", "0123456789ab"), "ID must be that of a row .*got '0123456789ab'"),
+    ],
+)
+def test_wrong_arguments_are_answered_with_what_is_allowed(tmp_path, call, arguments, message):
+    (tmp_path / "good.yaml").write_text("{first: {task: digits}, second: {task: digits}}")
+    (tmp_path / "broken.yaml").write_text("{first: {task: mnist}}")
+    answer = call(*arguments)
+    assert answer.exit_code == 2
+    words = " ".join(answer.output.replace("│", " ").split())
+    assert re.search(message, words), words
+    assert not list(tmp_path.glob("*.csv"))
