@@ -73,6 +73,17 @@ def call(model: nn.Module, x: Batch, values: Mapping[str, Tensor] | None = None)
     return outputs
 
 
+def check_deterministic(model: nn.Module) -> None:
+    """Raise ValueError if `model` holds dropout or batch norm in training mode: it has no kernel per input then."""
+    for name, module in model.named_modules():
+        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
+        random = isinstance(rate, (int, float)) and rate > 0
+        coupled = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (random or coupled):
+            raise ValueError(f"model must be deterministic, input by input: {name!r} is a {type(module).__name__} "
+                             "in training mode; call model.eval() first")  # fmt: skip
+
+
 def check_batch(name: str, x: object, model: nn.Module) -> None:
     """Raise unless `x` is a non-empty finite batch in the dtype and on the device of `model`.
 

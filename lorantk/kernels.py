@@ -16,7 +16,7 @@ Statements ``eq-2``, ``lem-lora-ntk``, ``thm-relation``. Sources: Jacot et al. (
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp, vmap
 from tqdm import tqdm
 
-from .batches import Batch, call, check_pair, map_inputs, size, take, tensors
-from .layers import LayerFactors, adaptable_layers, check_deterministic, factors_of, gram, kind
+from .batches import Batch, call, check_deterministic, check_pair, map_inputs, size, take, tensors
+from .grams import gram
+from .layers import LayerFactors, adaptable_layers, factors_of, kind
 from .lora import Adapter, LoRA, adapted
+from .sweeps import lora_ntk_sweep
 from .tiles import assemble, in_bytes
 from .validation import check_choice
+
+__all__ = ["lora_ntk_sweep", "ntk"]
 
 logger = logging.getLogger("lorantk")
 
@@ -119,95 +123,6 @@ def ntk(
         fingerprint=[method, output, *parameters.values(), *model.state_dict().values(), *tensors(x1).values(),
                      *tensors(x2).values()],
     )  # fmt: skip
-
-
-def lora_ntk_sweep(
-    model: nn.Module,
-    x1: Batch,
-    x2: Batch | None = None,
-    *,
-    loras: Iterable[LoRA],
-    seeds: Iterable[int],
-    output: str = "full",
-    nested: bool = False,
-) -> Tensor:
-    """Kernels of many adapter draws, at B = 0, from one set of layer factors.
-
-    Parameters
-    ----------
-    model, x1, x2, output
-        As in `ntk`.
-    loras : iterable of LoRA
-    seeds : iterable of int
-    nested : bool
-        Cut the A of every rank from one draw: its first rows at the largest rank among `loras`.
-
-    Returns
-    -------
-    Tensor (len(loras), len(seeds), n1, C, n2, C), or (len(loras), len(seeds), n1, n2) for "trace"
-        Entry [i, j] equals ``ntk(model, x1, x2, lora=loras[i], seed=seeds[j], output=output)``, or with `nested` the
-        kernel of the adapters cut from the common draw.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `ntk`; also if `loras` or `seeds` is empty.
-
-    Notes
-    -----
-    Statement ``lem-lora-ntk``: K = sum_l s^2 (A a . A a') (g . g'), so only A changes between draws, and draws that
-    differ by a common factor share one product.
-    """
-    check_choice("output", output, ("full", "trace"))
-    loras, seeds = list(loras), list(seeds)
-    if not loras or not seeds:
-        raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
-    if any(lora.drawn is not None for lora in loras):
-        raise ValueError(
-            "loras must be drawn afresh; one of them holds adapters read by LoRA.from_peft: call ntk for it"
-        )
-    x2 = check_pair(model, x1, x2)
-    names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
-    one = LayerFactors.from_model(model, x1, names)
-    other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
-    n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
-    kernels = one.outputs.new_zeros(len(loras), len(seeds), *((n1, C, n2, C) if output == "full" else (n1, n2)))
-    shared = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
-    rank = max(lora.rank for lora in loras) if nested else None
-    for j, seed in enumerate(tqdm(seeds, "seeds", delay=2, leave=False)):
-        done: dict[object, tuple[float, int]] = {}
-        for i, lora in enumerate(loras):
-            draw = lora.sample(model, seed) if rank is None else lora.sample_nested(model, seed, rank)
-            strengths = {name: lora.scaling**2 * lora.entry_variance(A.shape[1]) for name, A in draw.items()}
-            strongest = max(strengths.values())
-            key = (lora.rank, lora.variance == "peft", tuple((name, v / strongest) for name, v in strengths.items()))
-            if strongest > 0 and key in done:
-                strength, index = done[key]
-                torch.mul(kernels[index, j], strongest / strength, out=kernels[i, j])
-                continue
-            done[key] = strongest, i
-            for name, A in draw.items():
-                _add_adapter(kernels[i, j], one, other, name, lora.scaling * A, shared.get(name), output)
-    return kernels
-
-
-def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
-    return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
-
-
-def _add_adapter(
-    kernel: Tensor, one: LayerFactors, other: LayerFactors, name: str, A: Tensor, shared: Tensor | None, output: str
-) -> None:
-    """Add the share of B behind A to `kernel`; `shared` is the layer's Gram matrix of cotangents, if it has one."""
-    first = one.project({name: A})
-    second = first if other is one else other.project({name: A})
-    if shared is None:
-        kernel += gram(first, second, [(name, "weight")], output)
-        return
-    weights = first.activations[name][:, 0] @ second.activations[name][:, 0].T
-    C = kernel.shape[1] if output == "full" else 1
-    rows = (len(weights), C, -1)
-    kernel.view(rows).addcmul_(shared.view(rows), weights.repeat_interleave(C, dim=1)[:, None])
 
 
 def _trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:

@@ -14,23 +14,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.normalization import LayerNorm
 
-from .batches import Batch, call, check_batch, size, take
-from .validation import check_choice
-
-CHUNK = 2**24
-"""Entries of the largest temporary that a contraction over positions makes: 64 MiB in float32."""
-
-BLOCKS = 8
-"""Row blocks of a symmetric product: of the multiply-adds of the full one, (1 + 1/BLOCKS) / 2 are done."""
+from .batches import Batch, call, check_batch, check_deterministic, size, take
+from .grams import gram
 
 
 def kind(layer: nn.Module) -> str | None:
@@ -112,17 +105,6 @@ def adaptable_layers(model: nn.Module, layers: str | Sequence[str] | None = None
     if not chosen:
         raise ValueError(f"layers must name adaptable layers among {_listed(able)}; {layers!r} names none")
     return {name: modules[name] for name in chosen}
-
-
-def check_deterministic(model: nn.Module) -> None:
-    """Raise ValueError if `model` holds dropout or batch norm in training mode: it has no kernel per input then."""
-    for name, module in model.named_modules():
-        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-        random = isinstance(rate, (int, float)) and rate > 0
-        coupled = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if module.training and (random or coupled):
-            raise ValueError(f"model must be deterministic, input by input: {name!r} is a {type(module).__name__} "
-                             "in training mode; call model.eval() first")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -240,12 +222,11 @@ def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> Lay
 
     flat = [probe for name in modules for probe in probes[name]]
     C = outputs.shape[1]
-    stacked = [probe.new_zeros(n, C, *probe.shape[1:]) for probe in flat]
+    stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in flat]
     for c in range(C):
         grads = torch.autograd.grad(outputs[:, c].sum(), flat, retain_graph=c + 1 < C, allow_unused=True)
         for cotangent, g in zip(stacked, grads, strict=True):
-            if g is not None:  # an output that does not depend on this call of the layer
-                cotangent[:, c] = g
+            cotangent[:, c] = 0 if g is None else g  # None: this output does not depend on this call of the layer
     per_probe = iter(stacked)
     cotangents = {
         name: _join([_positions(module, next(per_probe)) for _ in probes[name]], 2) for name, module in modules.items()
@@ -266,185 +247,6 @@ class hooked:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
-
-
-def gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]], output: str) -> Tensor:
-    """Kernel of some parameters: sum over (layer, "weight" or "bias") in `uses` of the products of their gradients.
-
-    Where `other` is `one`, only the upper triangle is multiplied.
-
-    Returns
-    -------
-    Tensor (n1, C, n2, C), or (n1, n2) summed over outputs for ``output="trace"``
-    """
-    check_choice("output", output, ("full", "trace"))
-    n1, C = one.outputs.shape[:2]
-    n2 = len(other.outputs)
-    per_row = C if output == "full" else 1
-    total = one.outputs.new_zeros(n1 * per_row, n2 * per_row)
-    symmetric = other is one
-    small: list[_Term] = []
-    for name, parameter in uses:
-        first, second = _side(one, name), _side(other, name)
-        if not first.g.any():  # dead units, or A behind B = 0
-            continue
-        terms = _bias_terms if parameter == "bias" else _TERMS[one.kinds[name]]
-        for term in terms(first, second, output):
-            if isinstance(term, _Scatter):
-                term.add_to(total)
-            elif len(small) < 64 and term.weights is not None:
-                small.append(term)  # kept for one pass over the tiles of `total`
-            else:
-                _accumulate(total, [term], per_row, symmetric)
-    if small:
-        _accumulate(total, small, per_row, symmetric)
-    if symmetric:
-        _mirror(total, per_row)
-    return total.view(n1, C, n2, C) if output == "full" else total
-
-
-class _Side(NamedTuple):
-    """One layer's activations (n, T, fan_in) or indices (n, T), and cotangents (n, C, T, fan_out)."""
-
-    a: Tensor
-    g: Tensor
-
-
-class _Term(NamedTuple):
-    """A summand weights * (rows1 @ rows2.T), rows (n C, k), or (n, C k) for the trace, weights (n1, n2)."""
-
-    rows1: Tensor
-    rows2: Tensor
-    weights: Tensor | None = None
-
-
-def _side(factors: LayerFactors, name: str) -> _Side:
-    return _Side(factors.activations[name], factors.cotangents[name])
-
-
-def _rows(gradients: Tensor, output: str) -> Tensor:
-    """Gradients (n, C, ...) as rows: one per input and output, or one per input for the trace."""
-    return gradients.flatten(2).flatten(0, 1) if output == "full" else gradients.flatten(1)
-
-
-def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
-    """With one position, (a . a') * (g . g'); with more, the gradient sum_t g_t a_t^T itself, some rows at a time.
-
-    Where positions are few beside the widths, the sum over pairs of positions is cheaper than the gradients.
-    """
-    (n1, C, T1, fan_out), n2, T2, fan_in = one.g.shape, len(other.g), other.g.shape[2], one.a.shape[2]
-    if T1 == T2 == 1:
-        weights = one.a[:, 0] @ other.a[:, 0].T
-        rows1 = _rows(one.g, output)
-        yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g, output), weights)
-        return
-    pairs = C * C if output == "full" else C
-    by_gradient = (n1 * T1 + n2 * T2) * C * fan_in * fan_out + n1 * n2 * pairs * fan_in * fan_out
-    by_position = n1 * n2 * T1 * T2 * (fan_in + pairs * (fan_out + 8))  # 8: products by element are slow
-    if by_position < by_gradient:
-        for t in range(T1):
-            for u in range(T2):
-                weights = one.a[:, t] @ other.a[:, u].T
-                yield _Term(_rows(one.g[:, :, t], output), _rows(other.g[:, :, u], output), weights)
-        return
-    step = max(1, CHUNK // (max(n1, n2) * C * fan_in))
-    for start in range(0, fan_out, step):
-        rows1 = _rows(torch.einsum("nctf,nti->ncfi", one.g[..., start : start + step], one.a), output)
-        if other.g is one.g:
-            yield _Term(rows1, rows1)
-        else:
-            yield _Term(
-                rows1, _rows(torch.einsum("nctf,nti->ncfi", other.g[..., start : start + step], other.a), output)
-            )
-
-
-def _bias_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
-    rows1 = _rows(one.g.sum(2), output)
-    yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g.sum(2), output))
-
-
-def _scale_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
-    """y = w * a + b by element: the gradient by w is sum_t g_t * a_t."""
-    rows1 = _rows((one.g * one.a[:, None]).sum(2), output)
-    yield _Term(rows1, rows1 if other.g is one.g else _rows((other.g * other.a[:, None]).sum(2), output))
-
-
-class _Scatter(NamedTuple):
-    """A summand of the kernel between some rows and columns only."""
-
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
-
-    def add_to(self, total: Tensor) -> None:
-        total[self.rows[:, None], self.columns] += self.values
-
-
-def _embedding_terms(one: _Side, other: _Side, output: str) -> Iterator[_Scatter]:
-    """One-hot activations: only inputs that share a token interact, so the sum runs over tokens that both hold."""
-    first, second = _by_token(one), _by_token(other)
-    C = one.g.shape[1]
-    for token in first.keys() & second.keys():
-        (inputs1, g1), (inputs2, g2) = first[token], second[token]
-        values = _rows(g1, output) @ _rows(g2, output).T
-        if output == "full":
-            inputs1, inputs2 = (
-                (i[:, None] * C + torch.arange(C, device=i.device)).flatten() for i in (inputs1, inputs2)
-            )
-        yield _Scatter(inputs1, inputs2, values)
-
-
-def _by_token(side: _Side) -> dict[int, tuple[Tensor, Tensor]]:
-    """For each token: the inputs (k,) that hold it, and the sums (k, C, fan_out) of their cotangents over it."""
-    n, T = side.a.shape
-    keys = side.a * n + torch.arange(n, device=side.a.device)[:, None]  # one key for each token and input
-    unique, inverse = torch.unique(keys, return_inverse=True)
-    g = side.g.transpose(1, 2).reshape(n * T, *side.g.shape[1::2])
-    sums = g.new_zeros(len(unique), *g.shape[1:]).index_add_(0, inverse.flatten(), g)
-    tokens, counts = torch.unique_consecutive(unique // n, return_counts=True)
-    bounds = counts.tolist()
-    pieces = zip(tokens.tolist(), (unique % n).split(bounds), sums.split(bounds), strict=True)
-    return {token: (inputs, total) for token, inputs, total in pieces if token >= 0}
-
-
-_TERMS: dict[str, Callable[[_Side, _Side, str], Iterator[_Term | _Scatter]]] = {
-    "linear": _linear_terms,
-    "convolution": _linear_terms,
-    "scale": _scale_terms,
-    "embedding": _embedding_terms,
-}
-
-
-def _row_blocks(count: int, per_row: int) -> list[tuple[int, int]]:
-    """Bounds of at most BLOCKS blocks of whole inputs, of 16 rows or more each."""
-    inputs = count // per_row
-    step = max(-(-inputs // BLOCKS), -(-16 // per_row))
-    return [(start * per_row, min(inputs, start + step) * per_row) for start in range(0, inputs, step)]
-
-
-def _accumulate(total: Tensor, terms: Sequence[_Term], per_row: int, symmetric: bool) -> None:
-    """Add the terms to `total`, row block by row block; if symmetric, right of the diagonal blocks only."""
-    expanded = [None if t.weights is None else t.weights.repeat_interleave(per_row, dim=1) for t in terms]
-    bounds = _row_blocks(len(total), per_row)
-    buffer = total.new_empty((bounds[0][1] - bounds[0][0]) * total.shape[1])  # one for all tiles: new pages are slow
-    for start, stop in bounds:
-        first = start if symmetric else 0
-        tile = total[start:stop, first:]
-        for term, weights in zip(terms, expanded, strict=True):
-            if weights is None:
-                tile.addmm_(term.rows1[start:stop], term.rows2[first:].T)
-            else:
-                product = buffer[: tile.numel()].view(tile.shape)
-                torch.mm(term.rows1[start:stop], term.rows2[first:].T, out=product)
-                scale = weights[start // per_row : stop // per_row, None, first:]
-                shape = (-1, per_row, tile.shape[1])
-                tile.view(shape).addcmul_(product.view(shape), scale)
-
-
-def _mirror(total: Tensor, per_row: int) -> None:
-    """Copy what lies right of the diagonal blocks to below them."""
-    for start, stop in _row_blocks(len(total), per_row):
-        total[stop:, start:stop] = total[start:stop, stop:].T
 
 
 def _features(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+"""Kernels of many adapter draws from one set of layer factors: one more kernel costs a product by element.
+
+Statement ``lem-lora-ntk``: K = sum_l s^2 (A a . A a') (g . g') at B = 0, so the Gram matrices of cotangents are shared
+by all draws, and draws that differ by a common factor share all but a multiplication.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .batches import Batch, check_pair, size
+from .grams import gram
+from .layers import LayerFactors, adaptable_layers, fans
+from .lora import LoRA
+from .validation import check_choice
+
+TILE = 2**17
+"""Entries of a kernel that are made at once: 512 KiB in float32, still in the cache while its multiples are written."""
+
+
+def lora_ntk_sweep(
+    model: nn.Module,
+    x1: Batch,
+    x2: Batch | None = None,
+    *,
+    loras: Iterable[LoRA],
+    seeds: Iterable[int],
+    output: str = "full",
+    nested: bool = False,
+) -> Tensor:
+    """Kernels of many adapter draws, at B = 0, from one set of layer factors.
+
+    Parameters
+    ----------
+    model, x1, x2, output
+        As in `lorantk.ntk`.
+    loras : iterable of LoRA
+    seeds : iterable of int
+    nested : bool
+        Cut the A of every rank from one draw: its first rows at the largest rank among `loras`.
+
+    Returns
+    -------
+    Tensor (len(loras), len(seeds), n1, C, n2, C), or (len(loras), len(seeds), n1, n2) for "trace"
+        Entry [i, j] equals ``ntk(model, x1, x2, lora=loras[i], seed=seeds[j], output=output)``, or with `nested` the
+        kernel of the adapters cut from the common draw.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `ntk`; also if `loras` or `seeds` is empty.
+
+    Notes
+    -----
+    Statement ``lem-lora-ntk``: K = sum_l s^2 (A a . A a') (g . g'), so only A changes between draws, and draws that
+    differ by a common factor share one product.
+    """
+    check_choice("output", output, ("full", "trace"))
+    loras, seeds = list(loras), list(seeds)
+    if not loras or not seeds:
+        raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
+    if any(lora.drawn is not None for lora in loras):
+        raise ValueError(
+            "loras must be drawn afresh; one of them holds adapters read by LoRA.from_peft: call ntk for it"
+        )
+    x2 = check_pair(model, x1, x2)
+    names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
+    one = LayerFactors.from_model(model, x1, names)
+    other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
+    n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
+    kernels = one.outputs.new_empty(len(loras), len(seeds), *((n1, C, n2, C) if output == "full" else (n1, n2)))
+    shared = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
+    rank = max(lora.rank for lora in loras) if nested else None
+    groups = _multiples(model, loras)
+    for j, seed in enumerate(tqdm(seeds, "seeds", delay=2, leave=False)):
+        for group in groups:
+            lora = loras[next(iter(group))]
+            draw = lora.sample(model, seed) if rank is None else lora.sample_nested(model, seed, rank)
+            matrices = {name: lora.scaling * A for name, A in draw.items()}
+            _write([(kernels[i, j], factor) for i, factor in group.items()], one, other, matrices, shared, output)
+    return kernels
+
+
+def _multiples(model: nn.Module, loras: Sequence[LoRA]) -> list[dict[int, float]]:
+    """Indices into `loras`, grouped where kernels differ by a factor: {index: factor relative to the group's first}."""
+    groups: dict[object, dict[int, float]] = {}
+    for i, lora in enumerate(loras):
+        widths = {name: fans(layer)[0] for name, layer in adaptable_layers(model, lora.layers).items()}
+        strengths = {name: lora.scaling**2 * lora.entry_variance(width) for name, width in widths.items()}
+        strongest = max(strengths.values()) or 1.0  # a variance of 0 makes a group of its own
+        relative = tuple((name, strength / strongest) for name, strength in strengths.items())
+        groups.setdefault((lora.rank, lora.variance == "peft", relative), {})[i] = strongest
+    return [{i: strength / next(iter(group.values())) for i, strength in group.items()} for group in groups.values()]
+
+
+def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
+    return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
+
+
+def _write(
+    targets: Sequence[tuple[Tensor, float]],
+    one: LayerFactors,
+    other: LayerFactors,
+    matrices: dict[str, Tensor],
+    shared: dict[str, Tensor],
+    output: str,
+) -> None:
+    """Write the kernel of B behind `matrices`, times its factor, to each target; `shared` are grams of cotangents."""
+    first = one.project(matrices)
+    second = first if other is one else other.project(matrices)
+    products = [
+        (shared[name], first.activations[name][:, 0] @ second.activations[name][:, 0].T)
+        for name in matrices
+        if name in shared
+    ]
+    rest = gram(first, second, [(name, "weight") for name in matrices if name not in shared], output)
+    n1, n2 = len(one.outputs), len(other.outputs)
+    C = one.outputs.shape[1] if output == "full" else 1
+    step = max(1, TILE // (C * C * n2))
+    for rows in (slice(start, start + step) for start in range(0, n1, step)):
+        tile = rest.view(n1, C, n2 * C)[rows]
+        for cotangents, weights in products:
+            tile.addcmul_(cotangents.view(n1, C, n2 * C)[rows], weights.repeat_interleave(C, dim=1)[rows, None])
+        for kernel, factor in targets:
+            torch.mul(tile, factor, out=kernel.view(n1, C, n2 * C)[rows])
