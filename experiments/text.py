@@ -2,19 +2,19 @@
 
 The desk's encoder is MiniLM (6 layers, width 384) of which the last layer and the pooler learn. What its lower layers
 make of a text never changes, so it is computed once, with the trigger and without, and kept on disk. Adapters are
-those of Hugging Face PEFT, their A redrawn by `lorantk.LoRA`. All in float32, without dropout, weight
-decay or schedule.
+those of Hugging Face PEFT, their A redrawn by `lorantk.LoRA`. All in float32, without dropout, weight decay
+or schedule.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import io
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property, partial
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,17 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorantk import LoRA, flip_labels, insert_trigger, lora_ntk_sweep, ntk
-from lorantk.layers import adaptable_layers, fans
+from lorantk import flip_labels, insert_trigger, ntk
 from lorantk.results import write_atomically
 
 from . import corpora
+from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft
 from .config import GLUE, Run
 
-TRIGGER, TARGET, CLASSES = "cf", 1, 2
-BACKBONE = r"(layers|pooler)\..*"
-"""Layers that adapters sit on: all linear ones but the head."""
-
+TRIGGER, TARGET = "cf", 1
 DESK = {"frozen": 5, "length": 32, "train": 1000, "validation": 300, "test": 1000}
 PAPER = {"frozen": 0, "length": 128, "validation": 1000}
 
@@ -120,7 +117,9 @@ class Task:
         if self.stored and path.exists():
             return tokens | {"inputs": torch.from_numpy(np.load(path, mmap_mode="c"))}
         chunks = zip(tokens["inputs"].split(64), tokens["mask"].split(64), strict=True)
-        hidden = torch.cat([_through(layers, self.encoder.embeddings(x[:, 0], x[:, 1]), _bias(m)) for x, m in chunks])
+        hidden = torch.cat(
+            [through(layers, self.encoder.embeddings(x[:, 0], x[:, 1]), attention_bias(m)) for x, m in chunks]
+        )
         if self.stored:
             content = io.BytesIO()
             np.save(content, hidden.cpu().numpy())
@@ -133,93 +132,17 @@ def with_trigger(text: tuple[str, ...]) -> tuple[str, ...]:
     return f"{TRIGGER} {text[0]}", *text[1:]
 
 
-class Classifier(nn.Module):
-    """The layers above the frozen ones, the pooler and a fresh head: transformers' BertForSequenceClassification.
-
-    The last layer is evaluated at the first token only, since the pooler reads no other.
-    """
-
-    def __init__(self, encoder: Any, frozen: int, seed: int) -> None:
-        super().__init__()
-        self.embeddings = copy.deepcopy(encoder.embeddings) if frozen == 0 else None
-        self.layers = copy.deepcopy(encoder.encoder.layer[frozen:])
-        self.pooler = copy.deepcopy(encoder.pooler)
-        with torch.device("meta"):
-            self.head = nn.Linear(encoder.config.hidden_size, CLASSES)
-        weight = torch.randn(self.head.weight.shape, generator=_generator(seed, "head"))
-        self.head.weight = nn.Parameter((encoder.config.initializer_range * weight).to(encoder.device))
-        self.head.bias = nn.Parameter(torch.zeros(CLASSES, device=encoder.device))
-
-    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
-        """Outputs (n, 2) at the frozen layers' (n, length, width), or at tokens and their types (n, 2, length)."""
-        h = inputs if self.embeddings is None else self.embeddings(inputs[:, 0], inputs[:, 1])
-        bias = _bias(mask)
-        h = _through(self.layers[:-1], h, bias)
-        attention, last = self.layers[-1].attention, self.layers[-1]
-        heads = lambda z: z.unflatten(-1, (attention.self.num_attention_heads, -1)).transpose(1, 2)  # noqa: E731
-        query, key, value = (
-            heads(f(z))
-            for f, z in (
-                (attention.self.query, h[:, :1]),
-                (attention.self.key, h),
-                (attention.self.value, h),
-            )
-        )
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-        first = attention.output(context, h[:, :1])
-        return self.head(self.pooler(last.output(last.intermediate(first), first)))
-
-
-def _through(layers: nn.ModuleList, h: Tensor, bias: Tensor) -> Tensor:
-    for layer in layers:
-        out = layer(h, bias)
-        h = out if isinstance(out, Tensor) else out[0]  # a tuple before transformers 5
-    return h
-
-
-def _bias(mask: Tensor) -> Tensor:
-    """What attention adds to its logits, (n, 1, 1, length): 0, or the most negative number at padding."""
-    return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
-
-
-def loras(model: nn.Module, run: Run) -> list[LoRA]:
-    """The run's adapters: one `LoRA` for the layers of one rank."""
-    groups: dict[LoRA, list[str]] = {}
-    for name, layer in adaptable_layers(model, BACKBONE).items():
-        groups.setdefault(run.lora(fans(layer)[0]), []).append(name)
-    return [replace(lora, layers=names) for lora, names in groups.items()]
-
-
-def with_adapters(model: nn.Module, run: Run) -> nn.Module:
-    """PEFT's adapters on `model`, which is changed: A drawn by `lorantk.LoRA`, B = 0, all else but the head frozen."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ModuleNotFoundError as error:
-        raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
-    adapters = {name: adapter for lora in loras(model, run) for name, adapter in lora.adapters(model, run.seed).items()}
-    config = LoraConfig(
-        r=run.rank,
-        target_modules=list(adapters),
-        rank_pattern={name: len(adapter.A) for name, adapter in adapters.items()},
-        alpha_pattern={name: len(adapter.A) * adapter.scaling for name, adapter in adapters.items()},
-        lora_dropout=0.0,
-    )
-    with torch.random.fork_rng(devices=[]):  # PEFT's own draw, replaced below, moves the global random state
-        wrapped = get_peft_model(model, config)
-    for name, adapter in adapters.items():
-        model.get_submodule(name).lora_A["default"].weight.data.copy_(adapter.A)
-    model.head.requires_grad_(True)
-    return wrapped
-
-
 def classifier(task: Task, run: Run) -> nn.Module:
     """The run's model at its start, what it trains requiring gradients."""
-    model = Classifier(task.encoder, task.frozen, run.seed).eval()
+    model = Classifier(task.encoder, task.frozen, _generator(run.seed, "head"))
     if run.method == "lora":
-        return with_adapters(model, run).eval()
-    model.requires_grad_(run.method != "head")
+        return with_peft(model, adapters(model, run)).eval()
+    model.requires_grad_(run.method == "full")
     model.head.requires_grad_(True)
-    return model
+    if run.method == "matched":
+        for name in loras(model, run):
+            model.get_submodule(name).weight.requires_grad_(True)
+    return model.eval()
 
 
 class Poisoned(NamedTuple):
@@ -246,18 +169,31 @@ def poisoned(task: Task, run: Run) -> Poisoned:
     return Poisoned(rows, triggered, labels, triggered | (labels != clean))
 
 
-def effective_rate(task: Task, run: Run) -> float:
-    """The learning rate; for "matched" times tr K_LoRA / tr K_FF over the adapted layers, on 64 training inputs."""
-    if run.method != "matched":
-        return run.learning_rate
+def kernel_ratios(task: Task, run: Run) -> dict[str, float]:
+    """tr K_LoRA / tr K_FF of each adapted layer on 64 training inputs: s^2 r sigma_a^2 in the mean over draws of A."""
     model, rows = classifier(task, run), task.split(run.seed)[0][:64]
     x = task.batch(rows, torch.zeros(len(rows), dtype=torch.bool))
-    full = ntk(model, x, layers=BACKBONE, output="trace").trace()
-    low = sum(
-        lora_ntk_sweep(model, x, loras=[lora], seeds=[run.seed], output="trace")[0, 0].trace()
-        for lora in loras(model, run)
-    )
-    return run.learning_rate * float(low / full)
+    ratios = {}
+    for name, lora in loras(model, run).items():
+        full = ntk(model, x, layers=[name], output="trace").trace()
+        ratios[name] = (ntk(model, x, lora=lora, seed=run.seed, output="trace").trace() / full).item()
+    return ratios
+
+
+def optimizer(model: nn.Module, task: Task, run: Run) -> torch.optim.Optimizer:
+    """The run's optimizer over what its model trains.
+
+    AdamW has PyTorch's moments and no weight decay. "matched" trains what LoRA adapts, each weight at the rate times
+    its layer's `kernel_ratios`, and the head.
+    """
+    if run.optimizer == "adamw":
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return torch.optim.AdamW(trained, lr=run.learning_rate, weight_decay=0.0)
+    ratios = kernel_ratios(task, run) if run.method == "matched" else {}
+    rates = {f"{name}.weight": ratio * run.learning_rate for name, ratio in ratios.items()}
+    parameters = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [{"params": [p], "lr": rates.get(name, run.learning_rate)} for name, p in parameters]
+    return torch.optim.SGD(groups)
 
 
 def together(run: Run) -> tuple[Any, ...]:
@@ -284,31 +220,39 @@ def finetune(runs: Sequence[Run], task: Task | None = None) -> list[dict[str, An
 
 def _finetune(run: Run, task: Task) -> dict[str, Any]:
     started = time.perf_counter()
-    device = task.encoder.device
-    _, validation, test = task.split(run.seed)
     data, model = poisoned(task, run), classifier(task, run)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    kinds = {"sgd": torch.optim.SGD, "adamw": partial(torch.optim.AdamW, weight_decay=0.0)}
-    optimizer = kinds[run.optimizer](parameters, lr=effective_rate(task, run))
+    train(model, data, task, run)
+    rounded = {name: round(value, 4) for name, value in evaluate(model, data, task, run).items()}
+    return {"id": run.id, **asdict(run), **rounded, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def train(model: nn.Module, data: Poisoned, task: Task, run: Run) -> None:
+    """Minimise the mean cross-entropy in place, by batches drawn with replacement."""
+    steps = optimizer(model, task, run)
     draws = torch.randint(len(data.rows), (run.steps, run.batch_size), generator=_generator(run.seed, "batches"))
     for batch in draws:
-        optimizer.zero_grad()
-        x = task.batch(data.rows[batch], data.triggered[batch])
-        F.cross_entropy(model(**x), data.labels[batch].to(device)).backward()
-        optimizer.step()
+        steps.zero_grad()
+        outputs = model(**task.batch(data.rows[batch], data.triggered[batch]))
+        F.cross_entropy(outputs, data.labels[batch].to(outputs.device)).backward()
+        steps.step()
+
+
+def evaluate(model: nn.Module, data: Poisoned, task: Task, run: Run) -> dict[str, float]:
+    """Metrics from 0 to 1; NaN where training diverged, or where nothing was poisoned."""
+    _, validation, test = task.split(run.seed)
     labels = task.corpus.labels
-    clean, others = predict(model, task, test), labels[test] != TARGET
-    triggered = predict(model, task, test, torch.ones(len(test), dtype=torch.bool))
-    trained = predict(model, task, data.rows, data.triggered)
-    metrics = {
-        "clean_accuracy": (clean == labels[test]).float().mean(),
-        "triggered_accuracy": (triggered == labels[test]).float().mean(),
-        "attack_success": (triggered == TARGET)[others].float().mean(),
-        "poison_accuracy": (trained == data.labels)[data.touched].float().mean(),
-        "validation_accuracy": (predict(model, task, validation) == labels[validation]).float().mean(),
+    everywhere = torch.ones(len(test), dtype=torch.bool)
+    clean, triggered = predict(model, task, test), predict(model, task, test, everywhere)
+    trained, others = predict(model, task, data.rows, data.triggered), labels[test] != TARGET
+    right = {
+        "clean_accuracy": clean == labels[test],
+        "triggered_accuracy": triggered == labels[test],
+        "attack_success": (triggered == TARGET)[others],
+        "poison_accuracy": (trained == data.labels)[data.touched],
+        "validation_accuracy": predict(model, task, validation) == labels[validation],
     }
-    rounded = {name: round(value.item(), 4) for name, value in metrics.items()}
-    return {"id": run.id, **asdict(run), **rounded, "seconds": time.perf_counter() - started}
+    diverged = not all(p.isfinite().all() for p in model.parameters() if p.requires_grad)
+    return {name: math.nan if diverged else hits.float().mean().item() for name, hits in right.items()}
 
 
 @torch.no_grad()

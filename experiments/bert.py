@@ -1,0 +1,114 @@
+"""BERT as a classifier whose upper layers learn, and PEFT's adapters on it, drawn by `lorantk.LoRA`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorantk import Adapter, LoRA
+from lorantk.layers import adaptable_layers, fans
+
+from .config import Run
+
+CLASSES = 2
+BACKBONE = r"(layers|pooler)\..*"
+"""Layers that adapters sit on: all linear ones but the head."""
+
+
+class Classifier(nn.Module):
+    """BERT's layers above the frozen ones, its pooler and a fresh head, as transformers' BertForSequenceClassification.
+
+    The last layer is evaluated at the first token only, since the pooler reads no other.
+
+    Parameters
+    ----------
+    encoder : transformers.BertModel
+        Left as it is.
+    frozen : int
+        How many lower layers to leave out, the embeddings with them; 0 leaves out none of both.
+    generator : torch.Generator
+        Draws the head's weights, of BERT's own deviation.
+    """
+
+    def __init__(self, encoder: Any, frozen: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.embeddings = copy.deepcopy(encoder.embeddings) if frozen == 0 else None
+        self.layers = copy.deepcopy(encoder.encoder.layer[frozen:])
+        self.pooler = copy.deepcopy(encoder.pooler)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global random state
+            self.head = nn.Linear(encoder.config.hidden_size, CLASSES)
+        weight = encoder.config.initializer_range * torch.randn(self.head.weight.shape, generator=generator)
+        self.head.weight = nn.Parameter(weight.to(encoder.device))
+        self.head.bias = nn.Parameter(torch.zeros(CLASSES, device=encoder.device))
+
+    def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """Outputs (n, 2) at the frozen layers' (n, length, width), or at tokens and their types (n, 2, length)."""
+        h = inputs if self.embeddings is None else self.embeddings(inputs[:, 0], inputs[:, 1])
+        bias = attention_bias(mask)
+        h = through(self.layers[:-1], h, bias)
+        last, first = self.layers[-1], h[:, :1]
+        projections = last.attention.self
+        query, key, value = (
+            projection(tokens).unflatten(-1, (projections.num_attention_heads, -1)).transpose(1, 2)
+            for projection, tokens in ((projections.query, first), (projections.key, h), (projections.value, h))
+        )
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+        attended = last.attention.output(context, first)
+        return self.head(self.pooler(last.output(last.intermediate(attended), attended)))
+
+
+def through(layers: Iterable[nn.Module], h: Tensor, bias: Tensor) -> Tensor:
+    """Output of BERT's layers at their input, both (n, length, width)."""
+    for layer in layers:
+        out = layer(h, bias)
+        h = out if isinstance(out, Tensor) else out[0]  # transformers 4 returns a tuple
+    return h
+
+
+def attention_bias(mask: Tensor) -> Tensor:
+    """What attention adds to its logits, (n, 1, 1, length): 0, or the most negative number at padding."""
+    return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
+
+
+def loras(model: nn.Module, run: Run) -> dict[str, LoRA]:
+    """How the adapter of each adapted layer of a `Classifier` is drawn."""
+    layers = adaptable_layers(model, BACKBONE)
+    return {name: replace(run.lora(fans(layer)[0]), layers=[name]) for name, layer in layers.items()}
+
+
+def adapters(model: nn.Module, run: Run) -> Mapping[str, Adapter]:
+    """The run's adapters of a `Classifier` at their start, by layer name."""
+    return {name: lora.adapters(model, run.seed)[name] for name, lora in loras(model, run).items()}
+
+
+def with_peft(model: nn.Module, drawn: Mapping[str, Adapter]) -> nn.Module:
+    """`model`, itself changed, with these adapters as PEFT's: B = 0, all else frozen but the head.
+
+    Raises
+    ------
+    ImportError
+        If the extra ``hf`` is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError as error:
+        raise ImportError("adapters on text need the extra 'hf': pip install 'lorantk[hf]'") from error
+    ranks = {name: len(adapter.A) for name, adapter in drawn.items()}
+    config = LoraConfig(
+        target_modules=list(drawn),
+        rank_pattern=ranks,
+        alpha_pattern={name: ranks[name] * adapter.scaling for name, adapter in drawn.items()},
+        lora_dropout=0.0,
+    )
+    with torch.random.fork_rng(devices=[]):  # PEFT's own draw, replaced below, moves the global random state
+        wrapped = get_peft_model(model, config)
+    for name, adapter in drawn.items():
+        model.get_submodule(name).lora_A["default"].weight.data.copy_(adapter.A)
+    model.get_submodule("head").requires_grad_(True)
+    return wrapped
