@@ -128,9 +128,9 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
     `adapters`, `attacks` and `methods` are lists of mappings, each a point of several fields at once; `seeds` is a
-    range such as "0-19", both ends included. A learning rate may be "selected" (chosen on clean validation data for
-    this very cell; for "matched" that of "full"), "shared" (the one selected for the same method at its defaults:
-    rank 8, variance "peft", scaling "1") or "full" (that of full fine-tuning); all are read in `results`.
+    range such as "0-19", both ends included. A learning rate may be chosen on clean validation data and read in
+    `results`: "selected" for this very cell, "shared" for the method over all its ranks (with PEFT's variance and
+    s = 1), or "full" for full fine-tuning. A "matched" run takes that of full fine-tuning under each name.
 
     Raises
     ------
@@ -160,9 +160,9 @@ def read_rates(path: Path) -> dict[tuple[Any, ...], float]:
     return {tuple(row[name] for name in CELL): row["learning_rate"] for row in table.to_dict("records")}
 
 
-def cell(run: Run) -> tuple[Any, ...]:
-    """Values of the fields in `CELL`."""
-    return tuple(getattr(run, name) for name in CELL)
+def cell(run: Run, **others: object) -> tuple[Any, ...]:
+    """Values of the fields in `CELL`, those in `others` in their place."""
+    return tuple(others.get(name, getattr(run, name)) for name in CELL)
 
 
 def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -199,15 +199,16 @@ def _run(point: dict[str, Any], rates: Callable[[str], Mapping[tuple[Any, ...], 
     if rule not in ("selected", "shared", "full"):
         return Run(**point)
     run = Run(**point | {"learning_rate": 1.0})
-    wanted = run
     if run.method == "matched" or rule == "full":
-        wanted = replace(run, method="full", rank=None, variance=None, scaling=None)
+        wanted = cell(run, method="full", rank=None, variance=None, scaling=None)
     elif run.method == "lora" and rule == "shared":
-        wanted = replace(run, rank=8, variance="peft", scaling="1")
-    if cell(wanted) not in (known := rates(run.task)):
-        described = ", ".join(f"{name} {value}" for name, value in zip(CELL, cell(wanted), strict=True))
+        wanted = cell(run, rank=None, variance="peft", scaling="1")
+    else:
+        wanted = cell(run)
+    if wanted not in (known := rates(run.task)):
+        described = ", ".join(f"{name} {value}" for name, value in zip(CELL, wanted, strict=True))
         raise ValueError(f"no learning rate was selected for {described}: python -m experiments select {run.task}")
-    return replace(run, learning_rate=known[cell(wanted)])
+    return replace(run, learning_rate=known[wanted])
 
 
 def _number(value: object) -> object:

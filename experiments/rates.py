@@ -41,7 +41,8 @@ def check_rates(runs: Sequence[Run]) -> None:
 def choose(results: pd.DataFrame) -> pd.DataFrame:
     """The rate with the best mean validation accuracy over seeds in each cell; of equals the smallest.
 
-    A run that diverged counts as accuracy 0.
+    A run that diverged counts as accuracy 0. LoRA has a cell without a rank too: over all ranks with PEFT's variance
+    and s = 1.
 
     Parameters
     ----------
@@ -51,10 +52,11 @@ def choose(results: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The fields in `CELL`, learning_rate, validation_accuracy (mean, 0 to 1), standard_error of that mean, seeds
+        The fields in `CELL`, learning_rate, validation_accuracy (mean, 0 to 1), standard_error of that mean, runs
         (their number), and at_edge: whether the list might have been too short, the choice being its first or last.
     """
-    results = results.fillna({"validation_accuracy": 0.0})
+    default = (results.method == "lora") & (results.variance == "peft") & (results.scaling == "1")
+    results = pd.concat([results, results[default].assign(rank=pd.NA)]).fillna({"validation_accuracy": 0.0})
     by_rate = results.groupby([*CELL, "learning_rate"], dropna=False).validation_accuracy
     means = by_rate.agg(["mean", "sem", "size"]).round({"mean": 6, "sem": 6}).reset_index()
     cells = means.groupby(list(CELL), dropna=False)
@@ -62,7 +64,7 @@ def choose(results: pd.DataFrame) -> pd.DataFrame:
     means["at_edge"] = (means.learning_rate == low) | (means.learning_rate == high)
     ranked = means.sort_values(["mean", "learning_rate"], ascending=[False, True])
     best = ranked.groupby(list(CELL), dropna=False, sort=True).head(1).sort_values(list(CELL), na_position="first")
-    names = {"mean": "validation_accuracy", "sem": "standard_error", "size": "seeds"}
+    names = {"mean": "validation_accuracy", "sem": "standard_error", "size": "runs"}
     return best.rename(columns=names)[[*CELL, "learning_rate", *names.values(), "at_edge"]].reset_index(drop=True)
 
 

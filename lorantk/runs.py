@@ -18,7 +18,8 @@ OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success
 """Attack -> the column that it moves, and the sign that makes harm positive."""
 
 CELL = ("method", "rank", "variance", "scaling", "optimizer")
-DEFAULT: dict[str, object] = {"rank": 8, "variance": "peft", "scaling": "1"}
+POOLED: dict[str, object] = {"rank": np.nan, "variance": "peft", "scaling": "1"}
+"""The cell of LoRA over all its ranks."""
 
 
 def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
@@ -31,7 +32,7 @@ def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
     rates : DataFrame
         Selected rates of the same task, a row a cell of `CELL`.
     rule : {"selected", "shared", "full"}
-        The rate selected for the run's own cell; for the same method at rank 8 with PEFT's variance and s = 1; or for
+        The rate selected for the run's own cell; for LoRA over all its ranks (with PEFT's variance and s = 1); or for
         full fine-tuning. "matched" runs take full fine-tuning's under each.
     """
     check_choice("rule", rule, ("selected", "shared", "full"))
@@ -39,8 +40,8 @@ def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
     borrowed = (cells.method == "matched") | (rule == "full")
     adapted = (cells.method == "lora") & (rule == "shared")
     cells["method"] = cells.method.mask(borrowed, "full")
-    for name, default in DEFAULT.items():
-        cells[name] = cells[name].mask(borrowed, np.nan).mask(adapted, default)
+    for name, pooled in POOLED.items():
+        cells[name] = cells[name].mask(borrowed, np.nan).mask(adapted, pooled)
     wanted = cells.merge(rates[[*CELL, "learning_rate"]], how="left", on=list(CELL)).learning_rate
     return runs[np.isclose(runs.learning_rate, wanted.to_numpy())]
 

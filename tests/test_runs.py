@@ -15,7 +15,7 @@ RATES = pd.DataFrame(
     [
         ["full", np.nan, np.nan, np.nan, "sgd", 0.1],
         ["lora", 1.0, "peft", "1", "sgd", 0.3],
-        ["lora", 8.0, "peft", "1", "sgd", 0.2],
+        ["lora", np.nan, "peft", "1", "sgd", 0.2],
     ],
     columns=["method", "rank", "variance", "scaling", "optimizer", "learning_rate"],
 )
