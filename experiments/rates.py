@@ -56,7 +56,8 @@ def choose(results: pd.DataFrame) -> pd.DataFrame:
         (their number), and at_edge: whether the list might have been too short, the choice being its first or last.
     """
     default = (results.method == "lora") & (results.variance == "peft") & (results.scaling == "1")
-    results = pd.concat([results, results[default].assign(rank=pd.NA)]).fillna({"validation_accuracy": 0.0})
+    results = pd.concat([results, results[default].assign(rank=None)]).astype({"rank": "Int64"})
+    results = results.fillna({"validation_accuracy": 0.0})
     by_rate = results.groupby([*CELL, "learning_rate"], dropna=False).validation_accuracy
     means = by_rate.agg(["mean", "sem", "size"]).round({"mean": 6, "sem": 6}).reset_index()
     cells = means.groupby(list(CELL), dropna=False)

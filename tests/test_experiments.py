@@ -85,21 +85,22 @@ def test_a_bad_grid_says_what_is_wrong(tmp_path, text, message):
         load(tmp_path, text)
 
 
-def test_selected_is_the_cells_own_rate_and_shared_that_of_the_defaults(tmp_path):
-    default = Run("digits", method="lora", rank=8, variance="peft", scaling="1", optimizer="sgd")
-    wide, full = replace(default, rank=64, variance="1/r"), Run("digits", optimizer="sgd")
-    rates = {default: 0.5, wide: 0.25, full: 0.125}
-    table = [dict(zip(CELL, cell(run), strict=True)) | {"learning_rate": rate} for run, rate in rates.items()]
+@pytest.mark.parametrize(
+    ("rule", "rates"), [("selected", (0.25, 0.125)), ("shared", (0.5, 0.125)), ("full", (0.125,) * 2)]
+)
+def test_a_rate_is_the_cells_own_or_the_methods_or_that_of_full_fine_tuning(tmp_path, rule, rates):
+    wide = Run("digits", method="lora", rank=64, variance="1/r", scaling="1", optimizer="sgd")
+    chosen = {
+        cell(wide): 0.25,
+        cell(wide, rank=None, variance="peft"): 0.5,
+        cell(Run("digits", optimizer="sgd")): 0.125,
+    }
+    table = [dict(zip(CELL, values, strict=True)) | {"learning_rate": rate} for values, rate in chosen.items()]
     write_rates(pd.DataFrame(table), tmp_path / "rates-digits.csv")
-    point = {"task": "digits", "optimizer": "sgd", "rank": 64, "variance": "1/r", "scaling": "1"}
-    point |= {"method": ["lora", "matched"], "learning_rate": ["selected", "shared"]}
-    runs = load(tmp_path, {"block": point})["block"]
-    assert [(run.method, run.rank, run.learning_rate) for run in runs] == [
-        ("lora", 64, 0.25),
-        ("lora", 64, 0.5),
-        ("matched", 64, 0.125),
-        ("matched", 64, 0.125),
-    ]
+    assert read_rates(tmp_path / "rates-digits.csv") == chosen
+    point = {"task": "digits", "optimizer": "sgd", "rank": 64, "variance": "1/r", "scaling": "1", "learning_rate": rule}
+    runs = load(tmp_path, {"block": point | {"method": ["lora", "matched"]}})["block"]
+    assert runs == [replace(wide, learning_rate=rates[0]), replace(wide, method="matched", learning_rate=rates[1])]
 
 
 def test_an_id_names_the_settings_and_nothing_else():
@@ -224,14 +225,30 @@ def test_the_best_mean_wins_in_each_cell_and_of_equals_the_smallest_rate():
     accuracy |= {("lora", 0.1): (0.1, 0.1, 1.0), ("lora", 0.2): (0.4, 0.4, 0.4), ("lora", 0.4): (0.5, 0.5, 0.5)}
     runs = clean_runs() + clean_runs(**LORA)
     table = pd.DataFrame([row(r, validation_accuracy=accuracy[r.method, r.learning_rate][r.seed]) for r in runs])
-    chosen = choose(table.sample(frac=1, random_state=0)).set_index("method")
-    assert dict(chosen.learning_rate) == {"full": 0.1, "lora": 0.4}
-    assert dict(chosen.validation_accuracy) == {"full": 0.7, "lora": 0.5}
-    assert chosen.standard_error["full"] == pytest.approx(0.2 / 3**0.5, abs=1e-6)
+    chosen = choose(table.sample(frac=1, random_state=0))
+    assert list(chosen.method) == ["full", "lora", "lora"]
+    assert list(chosen["rank"].fillna(0)) == [0, 0, 2]
+    assert list(chosen.learning_rate) == [0.1, 0.4, 0.4]
+    assert list(chosen.validation_accuracy) == [0.7, 0.5, 0.5]
+    assert chosen.standard_error[0] == pytest.approx(0.2 / 3**0.5, abs=1e-6)
     assert chosen.at_edge.all()
     assert not choose(table[table.method == "full"].replace({"learning_rate": {0.4: 0.05}})).at_edge.any()
     table.loc[table.learning_rate == 0.4, "validation_accuracy"] = float("nan")  # diverged
-    assert list(choose(table).learning_rate) == [0.1, 0.1]
+    assert list(choose(table).learning_rate) == [0.1, 0.1, 0.1]
+
+
+def test_the_rate_of_a_method_is_the_best_on_average_over_its_ranks():
+    accuracy = {(1, 0.1): 0.9, (1, 0.2): 0.5, (2, 0.1): 0.3, (2, 0.2): 0.8}
+    runs = [run for rank in (1, 2) for run in clean_runs((0.1, 0.2), **LORA | {"rank": rank})]
+    runs += clean_runs((0.1, 0.2), **LORA | {"variance": "1/n"})
+    table = pd.DataFrame([row(r, validation_accuracy=accuracy[r.rank, r.learning_rate]) for r in runs])
+    table.loc[table.variance == "1/n", "validation_accuracy"] = 0.99  # of no account for PEFT's variance
+    rates = choose(table)
+    peft = rates[rates.variance == "peft"]
+    assert dict(zip(peft["rank"].fillna(0), peft.learning_rate, strict=True)) == {0: 0.2, 1: 0.1, 2: 0.2}
+    assert dict(zip(peft["rank"].fillna(0), peft.runs, strict=True)) == {0: 6, 1: 3, 2: 3}
+    assert set(rates.variance) == {"peft", "1/n"}
+    assert str(rates["rank"].dtype) == "Int64"
 
 
 @pytest.mark.parametrize(
