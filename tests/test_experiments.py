@@ -355,3 +355,20 @@ def test_wrong_arguments_are_answered_with_what_is_allowed(tmp_path, call, argum
     words = " ".join(answer.output.replace("│", " ").split())
     assert re.search(message, words), words
     assert not list(tmp_path.glob("*.csv"))
+
+
+# The documentation
+
+
+def test_examples_in_the_readme_are_what_the_code_takes(tmp_path, root):
+    text = (root / "experiments" / "README.md").read_text()
+    grids = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert [sum(map(len, load(tmp_path, grid).values())) for grid in grids] == [3 * 2 * 2 * 5, 4 * 2 * 3 * 5]
+    (slurm,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    compile(slurm, "slurm.py", "exec")
+    named = re.findall(r"^    python -m experiments (\w+)", text, re.MULTILINE)
+    assert set(named) == {info.name or info.callback.__name__ for info in command.app.registered_commands}
+    run = Run("digits", optimizer="sgd", steps=1)
+    ResultsTable(tmp_path, "digits").append(command.execute([run]))
+    header = (tmp_path / "digits.csv").read_text().split("\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == header.split(",")
