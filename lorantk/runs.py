@@ -6,12 +6,13 @@ triggered inputs won by the backdoor. Statements ``finding-1`` to ``finding-5``;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
-from .effects import Effect, paired
+from .effects import LEVEL, Effect, levels, paired
 from .validation import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
@@ -109,3 +110,66 @@ def trend(outcomes: Mapping[float, pd.Series], name: str, unit: str) -> Effect:
     x = table.columns.to_numpy(dtype=float)
     slopes = table.to_numpy() @ ((x - x.mean()) / ((x - x.mean()) ** 2).sum())
     return paired(slopes, np.zeros_like(slopes), name, unit)
+
+
+def times_n(variance: pd.Series) -> pd.Series:
+    """k of each variance k/n; PEFT's own draw has k = 1/3, and anything else is NaN."""
+    return pd.to_numeric(variance.replace("peft", f"{1 / 3}/n").str.removesuffix("/n"), errors="coerce")
+
+
+def summary(runs: pd.DataFrame, by: Sequence[str], column: str = "harm") -> pd.DataFrame:
+    """Mean of a column over the seeds of each group: the columns in `by`, mean, half (of the 95 % interval), runs."""
+    found = runs.groupby(list(by), dropna=False, sort=False)[column].agg(["mean", "sem", "size"]).reset_index()
+    found["half"] = found["sem"] * t.ppf((1 + LEVEL) / 2, found["size"] - 1)
+    return found.rename(columns={"size": "runs"})[[*by, "mean", "half", "runs"]]
+
+
+def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolerance: float) -> dict[str, list[Effect]]:
+    """What runs of one task, optimizer and attack say of the five findings; positive is what the finding says.
+
+    Parameters
+    ----------
+    attacked : DataFrame
+        Of `harms`, at one poison rate and budget: "full", and "lora" with s = 1 over ranks (PEFT's variance) and over
+        variances (at `rank`).
+    label : str
+        Put before the name of each effect.
+    rank : int
+        LoRA's in the comparison with full fine-tuning, and in the sweep over variances.
+    tolerance : float
+        A rank performs if its mean accuracy without attack is at most this below the best rank's.
+
+    Returns
+    -------
+    dict of finding id to effects
+        finding-1: extra harm of LoRA under "untargeted", spared harm under "backdoor"; finding-2: slope of harm per
+        doubling of the rank, down or up; finding-3: share of the variance of harm that the variance of A explains;
+        finding-4 (backdoor only): harm at higher ranks minus harm at the lowest that performs; finding-5: slope of harm
+        per factor of 10 of the variance.
+    """
+    attack = attacked.attack.iloc[0]
+    lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1")]
+    peft = lora[lora.variance == "peft"]
+    ranks = {int(r): by_seed(peft, rank=r) for r in sorted(peft["rank"].unique())}
+    full = by_seed(attacked, method="full")
+    variances = lora[lora["rank"] == rank].assign(k=lambda rows: times_n(rows.variance)).dropna(subset="k")
+    by_k = {k: by_seed(variances, k=k) for k in sorted(variances.k.unique())}
+    groups = [(harm.mean(), harm.std(), len(harm)) for harm in by_k.values()]
+    by_rank = trend({np.log2(r): harm for r, harm in ranks.items()}, f"{label}: harm per doubling of r", "of 1")
+    down = attack == "untargeted"
+    effects = {
+        "finding-1": [
+            difference(ranks[rank], full, f"{label}: extra harm of LoRA")
+            if down
+            else difference(full, ranks[rank], f"{label}: harm that LoRA is spared")
+        ],
+        "finding-2": [(-by_rank).renamed(f"{label}: fall of harm per doubling of r") if down else by_rank],
+        "finding-3": [levels(groups, f"{label}: share that k explains")],
+        "finding-5": [trend({np.log10(k): harm for k, harm in by_k.items()}, f"{label}: harm per tenfold k", "of 1")],
+    }
+    if not down:
+        accuracy = peft.groupby("rank").accuracy_without.mean()
+        lowest = int(accuracy.index[accuracy >= accuracy.max() - tolerance].min())
+        above = pd.concat([harm for r, harm in ranks.items() if r > lowest], axis=1).mean(axis=1)
+        effects["finding-4"] = [difference(above, ranks[lowest], f"{label}: higher ranks minus r = {lowest}")]
+    return effects
