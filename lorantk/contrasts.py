@@ -11,6 +11,10 @@ import numpy as np
 import pandas as pd
 
 from .effects import Effect, contrast, over_tasks
+from .validation import check_choice
+
+ARMS = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
+"""What is compared: the change that poison makes, or one arm alone; weights of the rows with poison and without."""
 
 
 def between_methods(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -27,19 +31,19 @@ def between_methods(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None)
     return pd.concat(parts)
 
 
-def along(sweep: pd.DataFrame, x: pd.Series, *, corrected: bool = True) -> pd.DataFrame:
-    """Slope on x of accuracy under poison; minus the slope without poison, if `corrected`."""
+def along(sweep: pd.DataFrame, x: pd.Series, arm: str = "change") -> pd.DataFrame:
+    """Least-squares slope on x, one value a row, of what `arm` names in `ARMS`."""
     arms = [sweep.task, sweep.poison_rate > 0]
     centred = x - x.groupby(arms).transform("mean")
     slope = centred / centred.pow(2).groupby(arms).transform("sum")
-    return sweep.assign(weight=slope * _arm(sweep, corrected))
+    return sweep.assign(weight=slope * _arm(sweep, arm))
 
 
-def against_rest(sweep: pd.DataFrame, chosen: pd.Series, *, corrected: bool = True) -> pd.DataFrame:
-    """Accuracy under poison where `chosen` is true minus the mean elsewhere; minus the same without poison."""
+def against_rest(sweep: pd.DataFrame, chosen: pd.Series, arm: str = "change") -> pd.DataFrame:
+    """Mean where `chosen` is true minus the mean elsewhere, of what `arm` names in `ARMS`."""
     arms = [sweep.task, sweep.poison_rate > 0, chosen]
     share = chosen.map({True: 1.0, False: -1.0}) / chosen.groupby(arms).transform("size")
-    return sweep.assign(weight=share * _arm(sweep, corrected))
+    return sweep.assign(weight=share * _arm(sweep, arm))
 
 
 def robustness(sweep: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -82,6 +86,7 @@ def summarise(cells: pd.DataFrame, name: str, unit: str = "accuracy") -> list[Ef
     return [*each, these, over_tasks(each, f"{name}, tasks in general")]
 
 
-def _arm(sweep: pd.DataFrame, corrected: bool) -> np.ndarray:
-    """1 for rows with poison; for rows without it -1, or 0 where the clean level is not corrected for."""
-    return np.where(sweep.poison_rate > 0, 1.0, -1.0 if corrected else 0.0)
+def _arm(sweep: pd.DataFrame, arm: str) -> np.ndarray:
+    check_choice("arm", arm, ARMS)
+    poisoned, clean = ARMS[arm]
+    return np.where(sweep.poison_rate > 0, poisoned, clean)

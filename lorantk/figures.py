@@ -29,6 +29,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator
 from torch import Tensor
 
+from .effects import Effect
 from .results import results_directory, write_atomically
 
 INK, INK_DARK = "#20242a", "#e8e6e3"
@@ -200,6 +201,52 @@ def phase_panel(
         ax.set_yticks(rows, [f"{v:.2g}" for v in table.index])
     ax.grid(visible=False)
     return mesh
+
+
+def curve_grid(
+    data: pd.DataFrame, x: str, *, row: str, column: str, line: str, styles: Mapping[str, Mapping[str, Any]]
+) -> tuple[Figure, dict[tuple[Any, Any], Axes]]:
+    """Small multiples of curves with bars of one standard deviation; rows share y, columns share x.
+
+    Parameters
+    ----------
+    data : DataFrame
+        Columns named by `x`, `row`, `column` and `line`, and mean and std; panels in the order of first appearance.
+    styles : mapping
+        Value of `line` -> what matplotlib needs to draw it, in the order of the legend.
+
+    Returns
+    -------
+    Figure, dict of (row, column) -> Axes
+    """
+    rows, columns = list(data[row].unique()), list(data[column].unique())
+    size = (7.2, 0.9 + 1.55 * len(rows))
+    fig, grid = plt.subplots(len(rows), len(columns), figsize=size, sharex="col", sharey="row", squeeze=False)
+    axes = {(r, c): grid[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
+    for (r, c), ax in axes.items():
+        cell = data[(data[row] == r) & (data[column] == c)]
+        for name, style in styles.items():
+            part = cell[cell[line] == name]
+            ax.errorbar(part[x], part["mean"], part["std"], label=name, elinewidth=1, **style)
+        ax.tick_params(labelsize=9)
+    for c, ax in zip(columns, grid[0], strict=True):
+        ax.set_title(c, fontsize=10.5)
+    for r, ax in zip(rows, grid[:, 0], strict=True):
+        ax.set_ylabel(r)
+    fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(styles)))
+    return fig, axes
+
+
+def forest(ax: Axes, effects: Sequence[Effect], color: str, names: Sequence[str] | None = None) -> None:
+    """Effects with their intervals, from top to bottom, against 0; hollow where the interval holds 0."""
+    for place, effect in enumerate(effects):
+        shown = effect.low > 0 or effect.high < 0
+        ax.plot([effect.low, effect.high], [place, place], color=COLORS[color])
+        ax.plot(effect.value, place, "o", color=COLORS[color], mfc=COLORS[color] if shown else "none")
+    ax.axvline(0, color=INK, lw=1)
+    ax.set_yticks(range(len(effects)), names or [effect.name for effect in effects])
+    ax.set_ylim(len(effects) - 0.5, -0.5)
+    ax.grid(visible=False, axis="y")
 
 
 def _revision() -> str:
