@@ -77,7 +77,8 @@ def recorded(name: str) -> pandas.DataFrame:
     """
     import pandas
 
-    return pandas.read_csv(_committed("experiments", name, ".csv"))
+    text = {"variance": str, "scaling": str}  # rules such as "1/r", some of which look like numbers
+    return pandas.read_csv(_committed("experiments", name, ".csv"), dtype=text)
 
 
 def benchmark(name: str) -> dict[str, Any]:
