@@ -243,12 +243,12 @@ def evaluate(model: nn.Module, data: Poisoned, task: Task, run: Run) -> dict[str
     labels = task.corpus.labels
     everywhere = torch.ones(len(test), dtype=torch.bool)
     clean, triggered = predict(model, task, test), predict(model, task, test, everywhere)
-    trained, others = predict(model, task, data.rows, data.triggered), labels[test] != TARGET
+    others, touched = labels[test] != TARGET, data.touched
     right = {
         "clean_accuracy": clean == labels[test],
         "triggered_accuracy": triggered == labels[test],
         "attack_success": (triggered == TARGET)[others],
-        "poison_accuracy": (trained == data.labels)[data.touched],
+        "poison_accuracy": predict(model, task, data.rows[touched], data.triggered[touched]) == data.labels[touched],
         "validation_accuracy": predict(model, task, validation) == labels[validation],
     }
     diverged = not all(p.isfinite().all() for p in model.parameters() if p.requires_grad)
@@ -259,8 +259,9 @@ def evaluate(model: nn.Module, data: Poisoned, task: Task, run: Run) -> dict[str
 def predict(model: nn.Module, task: Task, rows: Tensor, triggered: Tensor | None = None) -> Tensor:
     """Predicted classes (n,) of the rows, with the trigger where `triggered` says so."""
     triggered = torch.zeros(len(rows), dtype=torch.bool) if triggered is None else triggered
-    pairs = zip(rows.split(250), triggered.split(250), strict=True)
-    return torch.cat([model(**task.batch(r, t)).argmax(-1).cpu() for r, t in pairs])
+    chunks = [slice(start, start + 250) for start in range(0, len(rows), 250)]
+    found = [model(**task.batch(rows[chunk], triggered[chunk])).argmax(-1).cpu() for chunk in chunks]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *found])
 
 
 @cache

