@@ -1,10 +1,8 @@
-"""Grids become runs, runs become rows that no kill can spoil, rates are chosen fairly, any row can be repeated."""
+"""Grids become runs, their rates are chosen fairly, any recorded row can be repeated."""
 
 import itertools
 import re
-import time
-from dataclasses import asdict, replace
-from multiprocessing import get_context
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -17,17 +15,12 @@ from experiments.rates import check_rates, choose, write_rates
 from experiments.table import ResultsTable
 
 LORA = {"method": "lora", "rank": 2, "variance": "peft", "scaling": "1"}
-METRICS = {"clean_accuracy": 0.9512, "poison_accuracy": float("nan"), "validation_accuracy": 0.1, "seconds": 0.123456}
 
 
 def load(tmp_path, text):
     path = tmp_path / "grid.yaml"
     path.write_text(text if isinstance(text, str) else yaml.safe_dump(text, sort_keys=False))
     return load_grid(path, tmp_path)
-
-
-def row(run, **metrics):
-    return {"id": run.id, **asdict(run), **METRICS, **metrics}
 
 
 # Runs and grids
@@ -119,100 +112,6 @@ def test_settings_of_a_committed_row_give_its_id(path):
         assert Run(**values).id == identifier
 
 
-# The table
-
-
-@pytest.fixture
-def rows():
-    return [row(Run("digits", seed=seed, **kind)) for kind in ({}, LORA) for seed in range(3)]
-
-
-def test_a_table_reads_back_what_went_in(tmp_path, rows):
-    table = ResultsTable(tmp_path, "digits")
-    assert list(table.read().columns[:3]) == ["id", "task", "attack"]
-    assert table.append(rows) == 6
-    read = table.read()
-    expected = pd.DataFrame(rows).assign(rank=[pd.NA] * 3 + [2] * 3, seconds=0.123).astype({"rank": "Int64"})
-    pd.testing.assert_frame_equal(read, expected[read.columns], check_dtype=False)
-    only_full = ResultsTable(tmp_path / "full", "digits")
-    only_full.append(rows[:3])
-    assert (only_full.read().dtypes == read.dtypes).all()
-
-
-def test_a_line_torn_at_any_byte_is_no_result_and_is_made_good(tmp_path, rows):
-    table, rows = ResultsTable(tmp_path, "digits"), rows[2:5]
-    table.append(rows)
-    whole = table.path.read_bytes()
-    for cut in range(len(whole)):
-        table.path.write_bytes(whole[:cut])
-        finished = whole[:cut].count(b"\n") - 1
-        assert list(table.read().id) == [entry["id"] for entry in rows[: max(finished, 0)]]
-        assert table.append(rows[-2:]) == 2 - max(0, finished - 1)
-        table.append(rows)
-        assert sorted(table.path.read_bytes().splitlines()) == sorted(whole.splitlines())
-        assert table.path.read_bytes().splitlines()[0] == whole.splitlines()[0]
-
-
-def test_an_id_never_gets_a_second_row(tmp_path, rows):
-    table = ResultsTable(tmp_path, "digits")
-    assert table.append(rows[:2] + rows[:2]) == 2
-    assert table.append([row(Run("digits", seed=0), clean_accuracy=0.0), rows[3]]) == 1
-    assert list(table.read().clean_accuracy) == [0.9512] * 3
-
-
-@pytest.mark.parametrize("change", [{"task": "spam"}, {"more": 1}])
-def test_rows_of_another_shape_are_refused_and_leave_the_table_as_it_was(tmp_path, rows, change):
-    table = ResultsTable(tmp_path, "digits")
-    table.append(rows[:1])
-    before = table.path.read_bytes()
-    with pytest.raises(ValueError, match="rows must be of task 'digits' with columns"):
-        table.append([rows[1], rows[2] | change])
-    assert table.path.read_bytes() == before
-
-
-class SlowTable(ResultsTable):
-    """Sleeps between looking and writing: without a lock another driver gets in between."""
-
-    def ids(self):
-        found = super().ids()
-        time.sleep(0.005)
-        return found
-
-
-def append_one_by_one(barrier, directory, rows):
-    table = SlowTable(directory, "digits")
-    barrier.wait()
-    for entry in rows:
-        table.append([entry])
-
-
-def test_two_drivers_with_the_same_rows_neither_interleave_nor_double(tmp_path):
-    many = [row(Run("digits", seed=seed, **LORA)) for seed in range(100)]
-    context = get_context("fork")
-    barrier = context.Barrier(2)
-    drivers = [context.Process(target=append_one_by_one, args=(barrier, tmp_path, many)) for _ in range(2)]
-    for driver in drivers:
-        driver.start()
-    for driver in drivers:
-        driver.join()
-        assert driver.exitcode == 0
-    read = ResultsTable(tmp_path, "digits").read()
-    assert sorted(read.seed) == list(range(100))
-    assert (read.clean_accuracy == 0.9512).all()
-
-
-def test_a_tidy_table_does_not_depend_on_the_order_of_arrival(tmp_path, rows):
-    tables = [ResultsTable(tmp_path / str(i), "digits") for i in range(2)]
-    for table, order in zip(tables, (rows, rows[::-1]), strict=True):
-        table.append(order)
-        table.tidy()
-    assert tables[0].path.read_bytes() == tables[1].path.read_bytes()
-    assert list(tables[0].read().seed) == [0, 1, 2, 0, 1, 2]
-    empty = ResultsTable(tmp_path, "spam")
-    empty.tidy()
-    assert not empty.path.exists()
-
-
 # Learning rates
 
 
@@ -224,7 +123,7 @@ def test_the_best_mean_wins_in_each_cell_and_of_equals_the_smallest_rate():
     accuracy = {("full", 0.1): (0.5, 0.7, 0.9), ("full", 0.2): (0.9, 0.5, 0.7), ("full", 0.4): (0.69, 0.7, 0.7)}
     accuracy |= {("lora", 0.1): (0.1, 0.1, 1.0), ("lora", 0.2): (0.4, 0.4, 0.4), ("lora", 0.4): (0.5, 0.5, 0.5)}
     runs = clean_runs() + clean_runs(**LORA)
-    table = pd.DataFrame([row(r, validation_accuracy=accuracy[r.method, r.learning_rate][r.seed]) for r in runs])
+    table = pd.DataFrame([vars(r) | {"validation_accuracy": accuracy[r.method, r.learning_rate][r.seed]} for r in runs])
     chosen = choose(table.sample(frac=1, random_state=0))
     assert list(chosen.method) == ["full", "lora", "lora"]
     assert list(chosen["rank"].fillna(0)) == [0, 0, 2]
@@ -241,7 +140,7 @@ def test_the_rate_of_a_method_is_the_best_on_average_over_its_ranks():
     accuracy = {(1, 0.1): 0.9, (1, 0.2): 0.5, (2, 0.1): 0.3, (2, 0.2): 0.8}
     runs = [run for rank in (1, 2) for run in clean_runs((0.1, 0.2), **LORA | {"rank": rank})]
     runs += clean_runs((0.1, 0.2), **LORA | {"variance": "1/n"})
-    table = pd.DataFrame([row(r, validation_accuracy=accuracy[r.rank, r.learning_rate]) for r in runs])
+    table = pd.DataFrame([vars(r) | {"validation_accuracy": accuracy[r.rank, r.learning_rate]} for r in runs])
     table.loc[table.variance == "1/n", "validation_accuracy"] = 0.99  # of no account for PEFT's variance
     rates = choose(table)
     peft = rates[rates.variance == "peft"]

@@ -165,9 +165,8 @@ def test_a_worker_killed_in_mid_grid_costs_no_run(tmp_path, runs, cluster, monke
 def test_a_driver_killed_in_mid_grid_resumes(tmp_path, grid, runs, cluster, started):
     client, _ = cluster
     table = ResultsTable(tmp_path, "digits")
-    command = ["experiments", "run", grid, "--results", tmp_path, "--runs-per-job", SIZE]
-    command += ["--scheduler", client.scheduler.address]
-    driver = started(*command)
+    options = ["--results", tmp_path, "--runs-per-job", SIZE, "--scheduler", client.scheduler.address]
+    driver = started("experiments", "run", grid, *options)
     wait_for(table.ids)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
@@ -176,7 +175,6 @@ def test_a_driver_killed_in_mid_grid_resumes(tmp_path, grid, runs, cluster, star
     lines = [line for line in table.path.read_text().splitlines() if line[:12] in before]
     with table.path.open("a") as stream:
         stream.write(f"{runs[-1].id},none,0.0,fu")  # what a kill between two blocks of a write leaves
-    resumed = started(*command)
-    assert resumed.wait(timeout=120) == 0
+    assert sweep(runs, tmp_path, scheduler=client.scheduler.address, size=SIZE) == len(runs) - len(before)
     assert_each_exactly_once(tmp_path, runs)
     assert set(lines) <= set(table.path.read_text().splitlines())  # not trained again
