@@ -40,6 +40,9 @@ lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With,
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
 	$(BIN)/jupyter lab notebooks
 
+bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results (half an hour; peers in .venv-peers)
+	$(BIN)/python -m benchmarks
+
 serve: book ## serve the book on http://127.0.0.1:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
 
@@ -58,4 +61,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference data sweep lab serve lint clean
+.PHONY: help book check test figures notebook reference data sweep lab bench serve lint clean

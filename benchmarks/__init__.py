@@ -1,0 +1,1 @@
+"""Speed and memory of lorantk beside its peers: `make bench`, or `python -m benchmarks --help`."""

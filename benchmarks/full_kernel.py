@@ -1,0 +1,36 @@
+"""The full kernel of an MLP: lorantk against neural-tangents and torch.func."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .races import Contender, Stable, race
+from .rows import agreement, faster
+
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"widths": [784, 1024, 1024, 10], "sizes": [64, 256], "jacobian": 128},
+    "smoke": {"widths": [12, 16, 3], "sizes": [5, 8], "jacobian": 6},
+}
+
+
+def run(stable: Stable, widths: list[int], sizes: list[int], jacobian: int, repeats: int) -> dict[str, Any]:
+    """Races at each number of inputs, and the lines of the table."""
+    races, lines = {}, []
+    for n in sizes:
+        arguments = {"widths": widths, "n": n}
+        peer = Contender("neural-tangents", "kernel", arguments, "jax")
+        races[f"n = {n}"] = race(stable, [Contender("lorantk", "kernel", arguments), peer], repeats)
+        what = f"full kernel, n = {n}, against neural-tangents' structured derivatives"
+        lines.append(faster(races[f"n = {n}"], what, "lorantk", "neural-tangents", at_least=1.5))
+        lines.append(
+            agreement(races[f"n = {n}"], f"full kernel, n = {n}, difference from neural-tangents", peer.label, 1e-4)
+        )
+    arguments = {"widths": widths, "n": jacobian}
+    peer = Contender("torch.func", "jacobian_kernel", arguments, most=2)
+    races["jacobian"] = race(stable, [Contender("lorantk", "kernel", arguments), peer], repeats)
+    what = f"full kernel, n = {jacobian}, against torch.func Jacobian contraction"
+    lines.append(faster(races["jacobian"], what, "lorantk", "torch.func", at_least=500))
+    lines.append(
+        agreement(races["jacobian"], f"full kernel, n = {jacobian}, difference from torch.func", peer.label, 1e-4)
+    )
+    return {"races": races, "lines": lines}

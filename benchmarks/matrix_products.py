@@ -1,0 +1,51 @@
+"""How near the full kernel comes to the time of the matrix products that it cannot do without."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from .races import Contender, Stable, race
+from .rows import line
+
+SIZES: dict[str, dict[str, Any]] = {
+    "full": {"widths": [784, 1024, 1024, 10], "sizes": [64, 256, 512], "product": 2048},
+    "smoke": {"widths": [12, 16, 3], "sizes": [8], "product": 64},
+}
+
+
+def run(stable: Stable, widths: list[int], sizes: list[int], product: int, repeats: int) -> dict[str, Any]:
+    """Time over the bound, for the contraction alone and for the whole kernel."""
+    races, lines = {}, []
+    for n in sizes:
+        contenders = [
+            Contender("kernel", "kernel", {"widths": widths, "n": n}),
+            Contender("contraction", "gram_products", {"widths": widths, "n": n}),
+            Contender("product", "product", {"n": product, "k": product}),
+        ]
+        records = races[f"n = {n}"] = race(stable, contenders, repeats)
+        # CPU seconds: what other processes take from this one does not count
+        rate = 2 * product**3 / records["product"]["cpu_seconds"]
+        records["product"]["gigaflops"] = rate / 1e9
+        for label, what, operations in (
+            ("contraction", "products of factors", half_grams(widths, n)),
+            ("kernel", "full kernel", half_grams(widths, n) + passes(widths, n)),
+        ):
+            seconds, bound = records[label]["cpu_seconds"], operations / rate
+            what = f"{what}, n = {n}, over the bound of symmetric matrix products (CPU time)"
+            times = {"ours_seconds": seconds, "bound_seconds": bound}
+            lines.append(line(what, seconds / bound, "times the bound", at_most=1.6, **times))
+    return {"races": races, "lines": lines}
+
+
+def half_grams(widths: list[int], n: int) -> int:
+    """Operations of the upper triangles of all Gram matrices, two a multiply-add."""
+    outputs = n * widths[-1]
+    return sum(outputs**2 * fan_out + n**2 * fan_in for fan_in, fan_out in itertools.pairwise(widths))
+
+
+def passes(widths: list[int], n: int) -> int:
+    """Operations of one forward pass and of one backward pass an output."""
+    layers = list(itertools.pairwise(widths))
+    forward = sum(2 * n * fan_in * fan_out for fan_in, fan_out in layers)
+    return forward + sum(2 * n * widths[-1] * fan_in * fan_out for fan_in, fan_out in layers[1:])
