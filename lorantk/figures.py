@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.ticker import FuncFormatter, LogLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from torch import Tensor
 
 from .effects import Effect
@@ -220,7 +220,7 @@ def curve_grid(
     Figure, dict of (row, column) -> Axes
     """
     rows, columns = list(data[row].unique()), list(data[column].unique())
-    size = (7.2, 0.9 + 1.55 * len(rows))
+    size = (7.2, 1.1 + 1.55 * len(rows))
     fig, grid = plt.subplots(len(rows), len(columns), figsize=size, sharex="col", sharey="row", squeeze=False)
     axes = {(r, c): grid[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
     for (r, c), ax in axes.items():
@@ -231,6 +231,8 @@ def curve_grid(
         ax.tick_params(labelsize=9)
     for c, ax in zip(columns, grid[0], strict=True):
         ax.set_title(c, fontsize=10.5)
+    for ax in grid[-1]:
+        ax.set_xlabel(x.replace("_", " "))
     for r, ax in zip(rows, grid[:, 0], strict=True):
         ax.set_ylabel(r)
     fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(styles)))
@@ -244,6 +246,7 @@ def forest(ax: Axes, effects: Sequence[Effect], color: str, names: Sequence[str]
         ax.plot([effect.low, effect.high], [place, place], color=COLORS[color])
         ax.plot(effect.value, place, "o", color=COLORS[color], mfc=COLORS[color] if shown else "none")
     ax.axvline(0, color=INK, lw=1)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.set_yticks(range(len(effects)), names or [effect.name for effect in effects])
     ax.set_ylim(len(effects) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")

@@ -213,6 +213,10 @@ def show(directory: Path) -> None:
 
 
 def _decisive(record: dict[str, Any]) -> str:
+    """The decisive effect with its interval; before it, if the verdict is one in part, in how many effects."""
+    readings = [effect["reading"] for effect in record["effects"]]
+    word, part, _ = record["verdict"].partition(" in part")
+    count = f"{readings.count(word)} of {len(readings)} effects; " if part else ""
     effect = next(e for e in record["effects"] if e["name"] == record["decisive"])
     unit = f" {effect['unit']}" if effect["unit"] else ""
-    return f"{effect['name']}: {number(effect['value'])}{unit} ({interval(effect['low'], effect['high'])})"
+    return f"{count}{effect['name']}: {number(effect['value'])}{unit} ({interval(effect['low'], effect['high'])})"

@@ -1,9 +1,10 @@
-"""The digits: drawn without replacement, by an explicit seed, of one norm."""
+"""The digits: drawn without replacement, by an explicit seed, of one norm. Recorded tables: whole, found by name."""
 
 import pytest
 import torch
 
-from lorantk.data import digits
+from lorantk import data
+from lorantk.data import benchmark, digits, recorded
 
 
 def test_digits_are_normalised_distinct_and_reproducible():
@@ -22,3 +23,26 @@ def test_digits_are_normalised_distinct_and_reproducible():
 def test_bad_count_is_named(n, message):
     with pytest.raises(ValueError, match=message):
         digits(n)
+
+
+def test_the_published_numbers_are_whole():
+    figures, tables, floors = (recorded(f"published/{name}") for name in ("figures", "tables", "floors"))
+    assert len(figures) == 1728
+    assert len(tables) == 26
+    assert figures["mean"].between(0, 1).all()
+    assert (figures["std"] >= 0).all()
+    assert not figures.duplicated(
+        ["experiment", "task", "method", "poison_rate", "rank", "variance_times_n", "metric"]
+    ).any()
+    assert set(floors.task) == set(figures.task)
+
+
+def test_recorded_tables_and_benchmarks_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "SOURCE_TREE", tmp_path)
+    for file, content in (("experiments/results/toy.csv", "a\n0.1\n"), ("benchmarks/results/toy.json", '{"a": 1}')):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(content)
+    assert recorded("results/toy")["a"].tolist() == [0.1]
+    assert benchmark("toy") == {"a": 1}
+    with pytest.raises(FileNotFoundError, match=r"among \['results/toy'\].*got 'toys'"):
+        recorded("toys")

@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lorantk.figures import INK, INK_DARK, log_axes, save
+from lorantk.effects import Effect
+from lorantk.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save
 
 FILES = {"curve.svg", "curve-dark.svg", "curve.png", "curve.csv", "curve.json"}
 
@@ -83,4 +84,27 @@ def test_short_log_axes_have_enough_labels():
     low, high = ax.get_ylim()
     assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
+    plt.close(fig)
+
+
+def test_small_multiples_hold_every_number_once():
+    rows = [(t, e, m, x, x / 10) for t in "ab" for e in "cd" for m in ("one", "two") for x in (1, 2, 3)]
+    data = pd.DataFrame(rows, columns=["task", "sweep", "arm", "rate", "mean"]).assign(std=0.1)
+    styles = {"one": {"color": COLORS["full"]}, "two": {"color": COLORS["lora"]}}
+    fig, axes = curve_grid(data, "rate", row="task", column="sweep", line="arm", styles=styles)
+    assert list(axes) == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
+    for ax in axes.values():
+        curves = [container.lines[0] for container in ax.containers]
+        assert [curve.get_xdata().tolist() for curve in curves] == [[1, 2, 3]] * 2
+        assert [curve.get_color() for curve in curves] == [COLORS["full"], COLORS["lora"]]
+    assert axes["b", "c"].get_xlabel() == "rate"
+    plt.close(fig)
+
+
+def test_a_forest_fills_only_what_is_shown():
+    fig, ax = plt.subplots()
+    forest(ax, [Effect("up", 1, 0.5, 2, 5), Effect("flat", 0, -1, 1, 5), Effect("down", -1, -2, -0.5, 5)], "lora")
+    dots = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [dot.get_markerfacecolor() for dot in dots] == [COLORS["lora"], "none", COLORS["lora"]]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["up", "flat", "down"]
     plt.close(fig)

@@ -1,5 +1,6 @@
 """Regeneration on a toy project: caching, failures, parameters, the comparison with the reference."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -9,13 +10,16 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
+from lorantk.effects import Effect
+from lorantk.findings import FINDINGS, SOURCES, Finding
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 
 import reference  # noqa: E402
 import regenerate  # noqa: E402
 import typer  # noqa: E402
-from chapters import find_chapters, imported_modules, parse_overrides  # noqa: E402
+from chapters import data_files, find_chapters, imported_modules, parse_overrides  # noqa: E402
 
 NOTEBOOK = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
@@ -55,6 +59,10 @@ def toy(tmp_path, monkeypatch):
     shutil.copyfile(ROOT / "book" / "claims.template.md", tmp_path / "book" / "claims.template.md")
     (tmp_path / "README.md").write_text("<!-- claims:start --><!-- claims:end -->")
     monkeypatch.setenv("TOY_ROOT", str(tmp_path))
+    monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path / "book" / "_static"))
+    monkeypatch.setenv("LORANTK_CHAPTER", "01-first")
+    for id, source in itertools.product(FINDINGS, SOURCES):
+        Finding(id, source, [Effect("e", 1, 0, 2, 5)], "e", "first", "make notebook N=01").save()
     return tmp_path
 
 
@@ -130,6 +138,14 @@ def test_the_reference_is_compared_and_only_replaced_on_request(toy):
     assert run(toy, "--update-reference", "--check").exit_code == 0
 
 
+@pytest.mark.slow
+def test_a_finding_without_evidence_is_not_accepted(toy):
+    (toy / "book/_static/findings/finding-3.text.json").unlink()
+    result = run(toy, "--update-reference", "--check")
+    assert result.exit_code == 1
+    assert "findings/finding-3.text" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -166,10 +182,43 @@ def test_imports_are_traced_through_the_package(tmp_path):
     assert imported_modules(package, ["from lorantk import b"]) == {"b"}
 
 
+def test_what_runs_as_a_program_is_not_imported(tmp_path):
+    package = tmp_path / "lorantk"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "a.py").write_text('if __name__ == "__main__":\n    from lorantk.b import show\n')
+    (package / "b.py").write_text("")
+    assert imported_modules(package, ["from lorantk.a import f"]) == {"a"}
+
+
+def test_recorded_tables_belong_to_a_chapter(toy):
+    source, table = toy / "notebooks" / "01-first.md", toy / "experiments" / "runs.csv"
+    source.write_text(source.read_text() + '\n```{code-cell} ipython3\ndata.recorded("runs")\n```\n')
+    chapter = find_chapters(toy)[0]
+    hashes = [chapter.content_hash({})]
+    table.parent.mkdir()
+    for content in ("x\n1\n", "x\n2\n"):
+        table.write_text(content)
+        hashes.append(chapter.content_hash({}))
+    assert len(set(hashes)) == 3
+    assert data_files(toy, ['benchmark("speed")\nother("x")']) == [toy / "benchmarks/results/speed.json"]
+
+
+@pytest.mark.parametrize("call", ["recorded(name)", 'recorded(f"{a}")', "recorded()", 'benchmark("a", "b")'])
+def test_a_table_must_be_named_literally(tmp_path, call):
+    with pytest.raises(ValueError, match="must be given one literal name"):
+        data_files(tmp_path, [call])
+
+
+def finding(verdict="supported", reading="supported", value=1.0, name="e"):
+    effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "reading": reading}
+    return {"verdict": verdict, "effects": [effect], "tolerance": {"rtol": 1e-3, "atol": 0}}
+
+
 @pytest.fixture
 def numbers(tmp_path):
     for side in ("run", "kept"):
-        for kind in ("figures", "claims"):
+        for kind in ("figures", "claims", "findings"):
             (tmp_path / side / kind).mkdir(parents=True)
         (tmp_path / side / "figures" / "f.csv").write_text("x,label\n1.0,a\n2.0,b\n")
         (tmp_path / side / "figures" / "f.json").write_text(
@@ -177,6 +226,7 @@ def numbers(tmp_path):
         )
         claim = {"verdict": "holds", "evidence": [{"name": "e", "passes": True}]}
         (tmp_path / side / "claims" / "c.json").write_text(json.dumps(claim))
+        (tmp_path / side / "findings" / "f.json").write_text(json.dumps(finding()))
     return tmp_path / "run", tmp_path / "kept"
 
 
@@ -199,6 +249,11 @@ def test_equal_numbers_have_no_difference(numbers):
             "holds -> fails",
         ),
         ("claims/c.json", '{"verdict": "holds", "evidence": [{"name": "e", "passes": false}]}', "True -> False"),
+        ("findings/f.json", json.dumps(finding(value=1.0005)), None),
+        ("findings/f.json", json.dumps(finding(value=1.01)), "1.01"),
+        ("findings/f.json", json.dumps(finding(verdict="mixed")), "supported -> mixed"),
+        ("findings/f.json", json.dumps(finding(reading="not shown")), "supported -> not shown"),
+        ("findings/g.json", json.dumps(finding()), "new"),
     ],
 )
 def test_what_moved_is_found(numbers, file, content, moved):
@@ -206,6 +261,11 @@ def test_what_moved_is_found(numbers, file, content, moved):
     found = reference.compare(*numbers)
     assert len(found) == (0 if moved is None else 1)
     assert moved is None or moved in found[0].moved
+
+
+def test_an_effect_that_changed_its_name_is_found_twice(numbers):
+    (numbers[0] / "findings" / "f.json").write_text(json.dumps(finding(name="other")))
+    assert {d.moved for d in reference.compare(*numbers)} == {"new effect", "effect gone"}
 
 
 def test_a_missing_figure_is_found(numbers):
