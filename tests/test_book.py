@@ -96,6 +96,7 @@ def test_page_renders_whole_without_a_network(browser, site, path):
         "raw TeX or markup in the text"
     )
     assert page.locator("mjx-merror").count() == 0
+    assert page.locator("article div.output.stderr").count() == 0, "a warning or a progress bar on the page"
     if path.startswith("notebooks/"):
         assert page.locator("mjx-container").count() > 5
         assert page.locator("figure.lorantk-figure").count() >= 1

@@ -16,6 +16,7 @@ from lorantk import (
     Adapter,
     LayerFactors,
     LoRA,
+    attach,
     delta_matrix,
     fisher_spectrum,
     fisher_trace,
@@ -26,7 +27,7 @@ from lorantk import (
     ntk,
     renyi_entropy,
 )
-from lorantk.fisher import LOSSES
+from lorantk.fisher import LOSSES, loss_gradients
 from lorantk.networks import ACTIVATIONS, SelfAttentionBlock
 from lorantk.training import gradient_descent
 
@@ -112,15 +113,20 @@ def test_fisher_is_the_weighted_kernel_at_every_width(tried, situation, seed, lo
     model, x, adapters = situation
     y = gaussian(len(x), 3, seed=seed) if loss == "squared_error" else torch.arange(len(x)) % 3
     for given_adapters in (None, adapters):
+        trained = model if given_adapters is None else attach(model, given_adapters)
+        dense = torch.linalg.svdvals(loss_gradients(trained, x, y, loss)).square() / len(x)
         spectrum = fisher_spectrum(model, x, y, loss, adapters=given_adapters)
         trace = fisher_trace(model, x, y, loss, adapters=given_adapters)
-        assert spectrum.sum().item() == pytest.approx(trace.item(), rel=1e-9, abs=1e-300)
+        size = dense.max().clamp(min=1e-300)
+        assert (dense[: len(spectrum)] - spectrum).abs().sum() / size < 1e-9
+        assert dense[len(spectrum) :].sum() / size < 1e-9
+        assert abs(trace - dense.sum()) / size < 1e-9
     tried.append(model)
 
 
 @search
 @given(rank=st.integers(1, 8), seed=seeds, scaling=st.floats(0.3, 3), n=st.integers(1, 3), length=st.integers(1, 5))
-def test_relation_survives_in_attention(tried, rank, seed, scaling, n, length):
+def test_relation_and_loewner_order_survive_in_attention(tried, rank, seed, scaling, n, length):
     block, tokens = SelfAttentionBlock(8, 12, 2, seed).double(), gaussian(n, length, 8, seed=seed + 9)
     factors = LayerFactors.from_model(block, tokens)
     for name, A in LoRA(rank, 0.5).sample(block, seed).items():
@@ -132,6 +138,9 @@ def test_relation_survives_in_attention(tried, rank, seed, scaling, n, length):
             - full
         )
         assert (formula - change).abs().max() <= 1e-9 * (full.abs().max() + change.abs().max() + 1e-300)
+        below = Adapter(A / (scaling * torch.linalg.matrix_norm(A, 2)), None, scaling)
+        gap = ntk(block, tokens, layers=[name]) - ntk(block, tokens, adapters={name: below})
+        assert torch.linalg.eigvalsh(gap.flatten(2).flatten(0, 1))[0] >= -1e-10 * full.abs().max()
     tried.append(block)
 
 
