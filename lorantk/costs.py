@@ -1,0 +1,82 @@
+"""What was measured of speed and memory, as a table: recorded by `make bench`, shown with targets and verdicts.
+
+A line says how many times as long a peer took as we did, or how near we came to a bound, with both absolute values. Its
+verdict is computed when it is measured: "met" or "not met" against a target, nothing without one. What did not run
+says why.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .claims import badge, interval, number
+
+STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
+"""Verdict -> style of its badge."""
+
+
+class CostTable:
+    """Lines of benchmarks as a table that fits a page.
+
+    Parameters
+    ----------
+    records : sequence of mappings
+        As `lorantk.data.benchmark` reads them.
+    """
+
+    def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:
+        self.lines: list[dict[str, Any]] = [line for record in records for line in record["lines"]]
+
+    def _repr_html_(self) -> str:
+        heads = ("what", "measured", "by CPU time", "ours", "theirs", "target", "verdict")
+        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in self._cells(x)) + "</tr>" for x in self.lines)
+        head = "".join(f"<th>{h}</th>" for h in heads)
+        return (
+            '<div class="claim"><div class="claim-table" tabindex="0">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+        )
+
+    @staticmethod
+    def _cells(line: Mapping[str, Any]) -> list[str]:
+        measured = line["measured"]
+        reason = html.escape(str(line.get("not_run") or ""))
+        value = reason if measured is None else f"{number(measured)} {line['unit']}".strip()
+        targets = line["at_least"], line["at_most"]
+        target = "" if targets == (None, None) else interval(*targets)
+        verdict = {True: "met", False: "not met"}.get(line["met"], "not measured" if measured is None else "")
+        by_cpu = "" if line.get("by_cpu") is None else number(line["by_cpu"])
+        ours, theirs = _amount(line, "ours"), _amount(line, "peer") or _amount(line, "bound")
+        return [
+            html.escape(line["what"]), value, by_cpu, ours, theirs, target, badge(verdict, STYLES) if verdict else "",
+        ]  # fmt: skip
+
+
+def _amount(line: Mapping[str, Any], whose: str) -> str:
+    """Seconds or bytes of ours, the peer's or the bound's; empty where there are none."""
+    if line.get(f"{whose}_seconds") is not None:
+        return f"{number(line[f'{whose}_seconds'])} s"
+    return f"{number(line[f'{whose}_bytes'] / 1e9)} GB" if line.get(f"{whose}_bytes") is not None else ""
+
+
+def circumstances(records: Sequence[Mapping[str, Any]]) -> str:
+    """The machine that the records come from, and how busy it was, in a sentence or two.
+
+    Raises
+    ------
+    ValueError
+        If there is no record, or they come from different machines or settings.
+    """
+    told = {key: [record["machine"][key] for record in records] for key in ("cpu", "cores", "threads", "versions")}
+    mixed = [key for key, values in told.items() if any(value != values[0] for value in values)]
+    if not records or mixed:
+        raise ValueError(f"records must come from one machine and setting; got {len(records)}, which differ in {mixed}")
+    machine = records[0]["machine"]
+    loads = [record["machine"][key] for record in records for key in ("load_before", "load_after")]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, "
+        f"Python {machine['python']}, {versions}; {machine['threads']} thread{'s' * (machine['threads'] > 1)} a "
+        f"contender. Load average during the runs, other processes included: {min(loads):.1f} to {max(loads):.1f}."
+    )
