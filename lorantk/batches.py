@@ -20,6 +20,10 @@ from .validation import check_same_kind, check_tensor
 Batch: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
 
+DROPOUT_RATES = ("dropout", "dropout_prob", "attention_dropout")
+"""Where attention layers of PyTorch and transformers keep the rate of a dropout that is no module of its own."""
+
+
 def tensors(x: Batch) -> dict[str, Tensor]:
     """The tensors of a batch by name; the name of a lone tensor is empty."""
     return {"": x} if isinstance(x, Tensor) else dict(x)
@@ -76,8 +80,9 @@ def call(model: nn.Module, x: Batch, values: Mapping[str, Tensor] | None = None)
 def check_deterministic(model: nn.Module) -> None:
     """Raise ValueError if `model` holds dropout or batch norm in training mode: it has no kernel per input then."""
     for name, module in model.named_modules():
-        rate = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "dropout", 0.0)
-        random = isinstance(rate, (int, float)) and rate > 0
+        rates = [getattr(module, attribute, 0.0) for attribute in DROPOUT_RATES]
+        rates += [module.p] if isinstance(module, nn.modules.dropout._DropoutNd) else []
+        random = any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
         coupled = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if module.training and (random or coupled):
             raise ValueError(f"model must be deterministic, input by input: {name!r} is a {type(module).__name__} "

@@ -203,7 +203,8 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     Raises
     ------
     TypeError, ValueError
-        If the model is not a PeftModel, holds no such adapter, or one that is merged or no plain LoRA.
+        If the model is not a PeftModel, holds no such adapter, one that is merged or no plain LoRA, or one whose
+        convolution is not that of its layer: PEFT leaves dilation and padding modes out.
     ImportError
         If the extra ``hf`` is not installed.
 
@@ -227,7 +228,18 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
             A, B = module.lora_embedding_A[adapter_name], module.lora_embedding_B[adapter_name]
         else:
             A, B = (getattr(module, side)[adapter_name].weight for side in ("lora_A", "lora_B"))
+            _check_geometry(name, module.get_base_layer(), module.lora_A[adapter_name])
         adapters[name] = Adapter(A.detach().flatten(1), B.detach().flatten(1), module.scaling[adapter_name])
     if not adapters:
         raise ValueError(f"model holds no LoRA adapter named {adapter_name!r}")
     return adapters
+
+
+def _check_geometry(name: str, base: nn.Module, down: nn.Module) -> None:
+    """Raise ValueError if a PEFT adapter on a convolution sees other patches than its layer does."""
+    for key in ("stride", "padding", "dilation", "padding_mode"):
+        if getattr(base, key, None) != getattr(down, key, None):
+            raise ValueError(
+                f"model must hold adapters that see what their layers see; in layer {name!r} {key} is "
+                f"{getattr(base, key)!r}, but PEFT gave its adapter {getattr(down, key)!r}: call ntk on the PEFT model"
+            )

@@ -198,11 +198,11 @@ def gpt2():
     return transformers.GPT2ForSequenceClassification(config)
 
 
-def vit():
+def vit(**options):
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
         image_size=8, patch_size=4, num_channels=1, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=24, num_labels=3,
+        intermediate_size=24, num_labels=3, **options,
     )  # fmt: skip
     return transformers.ViTForImageClassification(config)
 
@@ -329,6 +329,61 @@ def test_dropout_inside_attention_is_seen():
     with pytest.raises(ValueError, match=r"'attention' is a MultiheadAttention in training mode"):
         ntk(model, x)
     assert relative(ntk(model.eval(), x), brute_force(model, x, x)) < TOLERANCE
+
+
+def test_dropout_inside_attention_of_transformers_is_seen():
+    model = vit(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.1).double()
+    x = {"pixel_values": gaussian(2, 1, 8, 8, seed=0)}
+    with pytest.raises(ValueError, match=r"attention.* in training mode; call model.eval\(\) first"):
+        ntk(model.train(), x)
+    assert ntk(model.eval(), x, layers=["classifier"]).shape == (2, 3, 2, 3)
+
+
+@pytest.mark.slow
+def test_sweep_and_alignment_of_a_transformer():
+    model, x, y = randomised(bert()), tokens(4, 1), torch.tensor([0, 1, 2, 1])
+    loras = [LoRA(1, 0.5, layers=["query", "value"]), LoRA(2, "1/n", 2.0, layers="all-linear")]
+    kernels = lora_ntk_sweep(model, x, loras=loras, seeds=[0, 3])
+    for i, lora in enumerate(loras):
+        for j, seed in enumerate((0, 3)):
+            assert relative(kernels[i, j], per_sample(lora.attach(model, seed), x)) < 1e-8
+    clean, poisoned = (take(x, slice(0, 2)), y[:2]), (take(x, slice(2, 4)), y[2:])
+    gradients = loss_gradients(model, x, y)
+    alignment = gradient_alignment(model, clean, poisoned)
+    assert relative(alignment, (gradients[:2] @ gradients[2:].T).abs()) < 1e-8
+
+
+def peft_of(base, targets):
+    """The base model in PEFT, no A and no B at 0."""
+    peft = pytest.importorskip("peft")
+    theirs = peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(r=2, lora_alpha=3, target_modules=targets))
+    theirs = theirs.double().eval()
+    for index, (key, parameter) in enumerate(theirs.named_parameters()):
+        if "lora_" in key:
+            parameter.data = gaussian(*parameter.shape, seed=index)
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("case", "targets"), [("signal", ["conv", "head"]), ("image", ["first", "head"]), ("words", ["token", "inner"])]
+)
+def test_peft_adapters_on_every_layer_type_are_read_as_they_are(case, targets):
+    build, draw = CASES[case]
+    base = build()
+    if case == "signal":
+        base.conv = nn.Conv1d(2, 3, 3, stride=2, padding=1)  # PEFT's adapters have no dilation
+    base, x = randomised(base), draw(3, 1)
+    theirs = peft_of(base, targets)
+    assert relative(ntk(base, x, lora=LoRA.from_peft(theirs)), brute_force(theirs, x, x)) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "message"),
+    [("signal", "conv", r"'conv' dilation is \(2,\)"), ("image", "second", "'second' padding_mode is 'reflect'")],
+)
+def test_peft_adapters_that_see_other_patches_than_their_layer_are_refused(case, target, message):
+    with pytest.raises(ValueError, match=message):
+        LoRA.from_peft(peft_of(randomised(CASES[case][0]()), [target]))
 
 
 def test_a_frozen_layer_is_named():
