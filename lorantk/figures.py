@@ -204,30 +204,39 @@ def phase_panel(
 
 
 def curve_grid(
-    data: pd.DataFrame, x: str, *, row: str, column: str, line: str, styles: Mapping[str, Mapping[str, Any]]
+    data: pd.DataFrame,
+    x: str,
+    *,
+    row: str,
+    column: str,
+    line: str,
+    styles: Mapping[str, Mapping[str, Any]],
+    bars: str = "std",
 ) -> tuple[Figure, dict[tuple[Any, Any], Axes]]:
-    """Small multiples of curves with bars of one standard deviation; rows share y, columns share x.
+    """Small multiples of curves with error bars; rows share y, columns share x.
 
     Parameters
     ----------
     data : DataFrame
-        Columns named by `x`, `row`, `column` and `line`, and mean and std; panels in the order of first appearance.
+        Columns named by `x`, `row`, `column` and `line`, and mean; panels in the order of first appearance.
     styles : mapping
         Value of `line` -> what matplotlib needs to draw it, in the order of the legend.
+    bars : str
+        Column with the half length of the bars.
 
     Returns
     -------
     Figure, dict of (row, column) -> Axes
     """
     rows, columns = list(data[row].unique()), list(data[column].unique())
-    size = (7.2, 1.1 + 1.55 * len(rows))
+    size = (6.2, 1.1 + 1.45 * len(rows))
     fig, grid = plt.subplots(len(rows), len(columns), figsize=size, sharex="col", sharey="row", squeeze=False)
     axes = {(r, c): grid[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
     for (r, c), ax in axes.items():
         cell = data[(data[row] == r) & (data[column] == c)]
         for name, style in styles.items():
             part = cell[cell[line] == name]
-            ax.errorbar(part[x], part["mean"], part["std"], label=name, elinewidth=1, **style)
+            ax.errorbar(part[x], part["mean"], part[bars], label=name, elinewidth=1, **style)
         ax.tick_params(labelsize=9)
     for c, ax in zip(columns, grid[0], strict=True):
         ax.set_title(c, fontsize=10.5)
@@ -235,7 +244,7 @@ def curve_grid(
         ax.set_xlabel(x.replace("_", " "))
     for r, ax in zip(rows, grid[:, 0], strict=True):
         ax.set_ylabel(r)
-    fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(styles)))
+    fig.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return fig, axes
 
 
