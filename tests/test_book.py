@@ -30,6 +30,17 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 
+CLIPPED_FORMULAS = """() => {
+  document.querySelectorAll('details').forEach(d => { d.open = true });
+  const wider = [...document.querySelectorAll('article mjx-container:not([display="true"])')].filter(m => {
+    let block = m.parentElement;
+    while (getComputedStyle(block).display.startsWith('inline')) block = block.parentElement;
+    const room = block.closest('.table-wrapper, .claim-table') ? Infinity : block.getBoundingClientRect().width;
+    return m.firstElementChild.getBoundingClientRect().width > room + 18;  // the padding beside a paragraph
+  });
+  return wider.map(m => m.parentElement.textContent.slice(0, 80));
+}"""
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.xdist_group("book"),
@@ -128,6 +139,7 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site
     SHOTS.mkdir(parents=True, exist_ok=True)
     name = path.removesuffix(".html").replace("/", "-")
     page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
+    assert page.evaluate(CLIPPED_FORMULAS) == [], "an inline formula is wider than its paragraph"
     context.close()
 
 
