@@ -61,6 +61,9 @@ class Effect:
         """The same effect seen from the other side."""
         return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
+    def __str__(self) -> str:
+        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
     def renamed(self, name: str) -> Effect:
         """The same effect under another name."""
         return replace(self, name=name)

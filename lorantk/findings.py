@@ -162,9 +162,9 @@ def overall(records: Sequence[dict[str, Any]]) -> str:
 def render_markdown(directory: Path, *, link_prefix: str) -> str:
     """The findings as a markdown table, one column a source; links to chapters start with `link_prefix`."""
     records = load_findings(directory)
-    lines = [f"| id | finding | {' | '.join(SOURCES)} | over all | rerun |", "|---|---|" + "---|" * (len(SOURCES) + 2)]
+    lines = [f"| finding | {' | '.join(SOURCES)} | over all |", "|---|" + "---|" * (len(SOURCES) + 1)]
     for id, text in FINDINGS.items():
-        cells, mine = [f"`{id}`", text], [records[id, source] for source in SOURCES if (id, source) in records]
+        cells, mine = [f"`{id}` {text}"], [records[id, source] for source in SOURCES if (id, source) in records]
         for source in SOURCES:
             record = records.get((id, source))
             if record is None:
@@ -172,9 +172,8 @@ def render_markdown(directory: Path, *, link_prefix: str) -> str:
                 continue
             page = f"{link_prefix}{record['chapter']}.html"
             links = f'<a href="{page}#fig-{record["figure"]}">figure</a>, <a href="{page}#{id}-{source}">method</a>'
-            cells.append(f"{badge(record['verdict'], STYLES)} {_decisive(record)} {links}")
-        commands = "<br>".join(f"`{command}`" for command in dict.fromkeys(record["command"] for record in mine))
-        lines.append("| " + " | ".join([*cells, badge(overall(mine), STYLES), commands]) + " |")
+            cells.append(f"{badge(record['verdict'], STYLES)} {_decisive(record)} {links} `{record['command']}`")
+        lines.append("| " + " | ".join([*cells, badge(overall(mine), STYLES)]) + " |")
     return "\n".join(lines) + "\n"
 
 

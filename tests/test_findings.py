@@ -84,7 +84,7 @@ def test_a_finding_survives_its_journey_to_the_tables(folder, capsys, monkeypatc
     table = render_markdown(folder, link_prefix="notebooks/")
     assert "notebooks/12-desk-experiments.html#fig-plane" in table
     assert "notebooks/12-desk-experiments.html#finding-1-text" in table
-    assert table.count("`make notebook N=12`") == 2  # one command, whatever the number of sources that share it
+    assert table.count("`make notebook N=12`") == 4  # one beside each source's evidence
     plain = render_plain(folder)
     assert "[supported in part](notebooks/12-desk-experiments.md): 1 of 2 effects; up: 1 accuracy (0.5 to 2)" in plain
     assert (
