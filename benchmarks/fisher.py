@@ -19,7 +19,7 @@ def run(stable: Stable, widths: list[int], n: int, top: int, repeats: int) -> di
     peers = {"curvlinops": "Lanczos on curvlinops' operator", "nngeometry": "nngeometry's Gram matrix"}
     tasks = {"curvlinops": "lanczos", "nngeometry": "gram_matrix"}
     contenders = [Contender("lorantk", "fisher", arguments)]
-    contenders += [Contender(label, task, arguments, "torch", most=5) for label, task in tasks.items()]
+    contenders += [Contender(label, task, arguments, "torch", most=2) for label, task in tasks.items()]
     records = race(stable, contenders, repeats)
     lines = []
     for peer, name in peers.items():

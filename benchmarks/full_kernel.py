@@ -26,7 +26,7 @@ def run(stable: Stable, widths: list[int], sizes: list[int], jacobian: int, repe
             agreement(races[f"n = {n}"], f"full kernel, n = {n}, difference from neural-tangents", peer.label, 1e-4)
         )
     arguments = {"widths": widths, "n": jacobian}
-    peer = Contender("torch.func", "jacobian_kernel", arguments, most=2)
+    peer = Contender("torch.func", "jacobian_kernel", arguments, most=0)
     races["jacobian"] = race(stable, [Contender("lorantk", "kernel", arguments), peer], repeats)
     what = f"full kernel, n = {jacobian}, against torch.func Jacobian contraction"
     lines.append(faster(races["jacobian"], what, "lorantk", "torch.func", at_least=500))

@@ -27,7 +27,7 @@ def run(stable: Stable, axes: dict[str, list[int]], at: dict[str, int], repeats:
     for axis, values in axes.items():
         points = [{**at, axis: value} for value in values]
         contenders = [_contender(axis, point) for point in points]
-        races[axis] = race(stable, contenders, min(repeats, 5))
+        races[axis] = race(stable, contenders, min(repeats, 4))
         for point, contender in zip(points, contenders, strict=True):
             record, widths = races[axis][contender.label], _widths(point)
             curves.append({"axis": axis, "value": point[axis], "seconds": record["cpu_seconds"],

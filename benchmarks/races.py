@@ -20,7 +20,10 @@ from .environments import HERE, ROOT, TASKS, NotInstalled, interpreter
 
 @dataclass(frozen=True)
 class Contender:
-    """A task with its arguments, the environment it runs in, and the most repeats it is worth."""
+    """A task with its arguments, the environment it runs in, and the most repeats it is worth.
+
+    One that takes minutes is worth none: then the first run counts, which is a warm-up otherwise.
+    """
 
     label: str
     task: str
@@ -108,7 +111,7 @@ def race(stable: Stable, contenders: Sequence[Contender], repeats: int) -> dict[
     Returns
     -------
     dict of label to record
-        "seconds", "cpu_seconds" (medians), "runs" (all of them), "peak_bytes", "versions", and "difference", the
+        "seconds", "cpu_seconds" (medians), "runs" (all), "first_run", "peak_bytes", "versions", and "difference", the
         largest entry of the difference from the first contender's result relative to its largest entry (None where
         shapes differ); or "not_run" with the reason.
     """
@@ -137,7 +140,7 @@ def race(stable: Stable, contenders: Sequence[Contender], repeats: int) -> dict[
     for repeat in range(repeats):
         for contender in contenders:
             if repeat < contender.most and "runs" in records[contender.label]:
-                answer = stable.ask(contender.environment, {"key": contender.label})
+                answer = stable.ask(contender.environment, {"key": contender.label, "memory": repeat == 0})
                 records[contender.label]["runs"].append(answer)
     for record in records.values():
         if "runs" in record:
@@ -146,13 +149,12 @@ def race(stable: Stable, contenders: Sequence[Contender], repeats: int) -> dict[
 
 
 def _summarise(record: dict[str, Any]) -> None:
-    """Medians over the repeats; where there is none, the first run counts."""
+    """Peak memory from the first repeat, times from the medians of the others; a lone run gives both."""
     record["first_run"].pop("versions")
     runs = record["runs"] or [record["first_run"]]
     for key in ("seconds", "cpu_seconds"):
-        record[key] = median(run[key] for run in runs)
-    peaks = [run["peak_bytes"] for run in runs if run["peak_bytes"] is not None]
-    record["peak_bytes"] = max(peaks) if peaks else None
+        record[key] = median(run[key] for run in runs[1:] or runs)
+    record["peak_bytes"] = runs[0]["peak_bytes"]
 
 
 def _difference(result: np.ndarray[Any, Any], first: np.ndarray[Any, Any]) -> float | None:

@@ -113,6 +113,24 @@ def limit(n: int, d: int, depth: int) -> Run:
     return lambda: infinite_width_ntk(x, depth=depth)
 
 
+def limit_diagonal(n: int, d: int, depth: int) -> Run:
+    """Its diagonal."""
+    kernel = limit(n, d, depth)
+    return lambda: kernel().diagonal()
+
+
+def limit_off_diagonal(n: int, d: int, depth: int) -> Run:
+    """The rest of it."""
+    kernel = limit(n, d, depth)
+    return lambda: kernel().fill_diagonal_(0)
+
+
+def limit_diagonal_in_closed_form(n: int, d: int, depth: int) -> Run:
+    """At weight variance 2 every ReLU layer keeps the norm: depth 2 |x|^2 / d."""
+    x = inputs(n, d, "float64")
+    return lambda: depth * 2 * x.square().sum(1) / d
+
+
 def bert(layers: int, width: int, vocabulary: int, tokens: int) -> nn.Module:
     """A random BERT classifier of two classes in eval mode."""
     from transformers import BertConfig, BertForSequenceClassification

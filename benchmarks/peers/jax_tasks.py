@@ -41,3 +41,15 @@ def limit(n, d, depth):
     x = jax.device_put(inputs(n, d, "float64"))
     compiled = jax.jit(lambda x: analytic(x, None, "ntk"))
     return lambda: compiled(x).block_until_ready()
+
+
+def limit_diagonal(n, d, depth):
+    """Its diagonal."""
+    kernel = limit(n, d, depth)
+    return lambda: np.array(kernel()).diagonal()
+
+
+def limit_off_diagonal(n, d, depth):
+    """The rest of it."""
+    kernel = limit(n, d, depth)
+    return lambda: np.where(np.eye(n, dtype=bool), 0, np.array(kernel()))
