@@ -74,9 +74,13 @@ def recorded(name: str) -> pandas.DataFrame:
     ------
     FileNotFoundError
         If there is no such table, as in an installation without the source tree.
+    ImportError
+        If the extra ``book`` is not installed.
     """
-    import pandas
-
+    try:
+        import pandas
+    except ModuleNotFoundError as error:
+        raise ImportError("recorded needs the extra 'book': pip install 'lorantk[book]'") from error
     text = {"variance": str, "scaling": str}  # rules such as "1/r", some of which look like numbers
     return pandas.read_csv(_committed("experiments", name, ".csv"), dtype=text)
 
