@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from lorantk.costs import cells
 from lorantk.results import write_atomically
 
 from . import (
@@ -64,7 +63,7 @@ def main(
             record = {"question": name, "machine": start, "sizes": size, **run(stable, **size, repeats=repeats)}
             record["machine"]["load_after"] = os.getloadavg()[0]
             write_atomically(results / f"{name}.json", json.dumps(record, indent=1) + "\n")
-            Console().print(table(name, record["lines"]))
+            print(f"\n{name}", *map(told, record["lines"]), sep="\n", flush=True)
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -83,26 +82,13 @@ def machine(threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def table(name: str, lines: list[dict[str, Any]]) -> Table:
-    """The lines of one question for a terminal."""
-    shown = Table(title=name)
-    for column in ("what", "measured", "by CPU time", "ours, s", "peer, s", "target", "met"):
-        shown.add_column(column, overflow="fold")
-    for entry in lines:
-        target = entry["at_least"] if entry["at_most"] is None else entry["at_most"]
-        bound = "" if target is None else f"{'≥' if entry['at_most'] is None else '≤'} {target:g}"
-        numbers = [_number(entry.get(key)) for key in ("by_cpu", "ours_seconds", "peer_seconds")]
-        measured = (
-            f"{_number(entry['measured'])} {entry['unit']}"
-            if entry["measured"] is not None
-            else entry.get("not_run") or "not measured"
-        )
-        shown.add_row(entry["what"], measured, *numbers, bound, {None: "", True: "yes", False: "no"}[entry["met"]])
-    return shown
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def told(line: dict[str, Any]) -> str:
+    """One line of the table for a terminal."""
+    text = cells(line)
+    named = [f"{column} {text[column]}" for column in ("by CPU time", "ours", "theirs", "target") if text[column]]
+    return f"{text['verdict'] or '-':<12} {text['what']}: {text['measured']}" + (
+        f" ({', '.join(named)})" if named else ""
+    )
 
 
 if __name__ == "__main__":

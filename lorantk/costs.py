@@ -30,27 +30,37 @@ class CostTable:
         self.lines: list[dict[str, Any]] = [line for record in records for line in record["lines"]]
 
     def _repr_html_(self) -> str:
-        heads = ("what", "measured", "by CPU time", "ours", "theirs", "target", "verdict")
-        rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in self._cells(x)) + "</tr>" for x in self.lines)
-        head = "".join(f"<th>{h}</th>" for h in heads)
+        rows = [cells(line) for line in self.lines]
+        head = "".join(f"<th>{column}</th>" for column in rows[0])
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f"<td>{badge(text, STYLES) if column == 'verdict' and text else html.escape(text)}</td>"
+                for column, text in row.items()
+            )
+            + "</tr>"
+            for row in rows
+        )
         return (
             '<div class="claim"><div class="claim-table" tabindex="0">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
         )
 
-    @staticmethod
-    def _cells(line: Mapping[str, Any]) -> list[str]:
-        measured = line["measured"]
-        reason = html.escape(str(line.get("not_run") or ""))
-        value = reason if measured is None else f"{number(measured)} {line['unit']}".strip()
-        targets = line["at_least"], line["at_most"]
-        target = "" if targets == (None, None) else interval(*targets)
-        verdict = {True: "met", False: "not met"}.get(line["met"], "not measured" if measured is None else "")
-        by_cpu = "" if line.get("by_cpu") is None else number(line["by_cpu"])
-        ours, theirs = _amount(line, "ours"), _amount(line, "peer") or _amount(line, "bound")
-        return [
-            html.escape(line["what"]), value, by_cpu, ours, theirs, target, badge(verdict, STYLES) if verdict else "",
-        ]  # fmt: skip
+
+def cells(line: Mapping[str, Any]) -> dict[str, str]:
+    """One line as text by column; empty where it says nothing."""
+    measured, targets = line["measured"], (line["at_least"], line["at_most"])
+    return {
+        "what": line["what"],
+        "measured": str(line.get("not_run") or "")
+        if measured is None
+        else f"{number(measured)} {line['unit']}".strip(),
+        "by CPU time": "" if line.get("by_cpu") is None else number(line["by_cpu"]),
+        "ours": _amount(line, "ours"),
+        "theirs": _amount(line, "peer") or _amount(line, "bound"),
+        "target": "" if targets == (None, None) else interval(*targets),
+        "verdict": {True: "met", False: "not met"}.get(line["met"], "not measured" if measured is None else ""),
+    }
 
 
 def _amount(line: Mapping[str, Any], whose: str) -> str:
