@@ -50,6 +50,7 @@ class CostTable:
 def cells(line: Mapping[str, Any]) -> dict[str, str]:
     """One line as text by column; empty where it says nothing."""
     measured, targets = line["measured"], (line["at_least"], line["at_most"])
+    reason = str(line.get("not_run") or "")
     return {
         "what": line["what"],
         "measured": str(line.get("not_run") or "")
