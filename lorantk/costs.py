@@ -53,9 +53,7 @@ def cells(line: Mapping[str, Any]) -> dict[str, str]:
     reason = str(line.get("not_run") or "")
     return {
         "what": line["what"],
-        "measured": str(line.get("not_run") or "")
-        if measured is None
-        else f"{number(measured)} {line['unit']}".strip(),
+        "measured": reason if measured is None else f"{number(measured)} {line['unit']}".strip(),
         "by CPU time": "" if line.get("by_cpu") is None else number(line["by_cpu"]),
         "ours": _amount(line, "ours"),
         "theirs": _amount(line, "peer") or _amount(line, "bound"),
