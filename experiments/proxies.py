@@ -7,10 +7,14 @@ the run's own training. All are of the parameters that the run trains, head incl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
+import pandas as pd
 import torch
+from joblib import Parallel, delayed
+from rich.progress import track
 from torch import Tensor, nn
 
 from lorantk import information_bits, ntk, renyi_entropy
@@ -22,8 +26,17 @@ from .config import Run
 CLEAN, POISONED, DRIFT = 96, 48, 32
 """Inputs behind the Fisher information, poisoned ones beside them, and those whose kernel is followed."""
 
-SCALE_CARRYING = ("fisher_trace", "information_bits", "regularised_bits", "entropy_unnormalised", "alignment")
-SCALE_FREE = ("entropy_normalised", "cosine", "cosine_noise", "kernel_drift")
+
+def measure(runs: Sequence[Run], jobs: int) -> pd.DataFrame:
+    """`proxies` of each run, a row a run, in the order of their ids; `jobs` processes, -1 for one a core."""
+    once = sorted({run.id: run for run in runs}.items())
+    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(_alone)(run) for _, run in once)
+    return pd.DataFrame(list(track(rows, "proxies", total=len(once))))
+
+
+def _alone(run: Run) -> dict[str, float | str]:
+    torch.set_num_threads(1)
+    return proxies(run)
 
 
 def proxies(run: Run) -> dict[str, float | str]:
