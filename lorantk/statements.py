@@ -14,13 +14,13 @@ class Statement(NamedTuple):
 
 
 STATEMENTS: dict[str, Statement] = {
-    "eq-1": Statement("LoRA adds a scaled product of two thin matrices to a frozen weight", "lora.attach", "lora"),
+    "eq-1": Statement("LoRA adds a scaled product of two thin matrices to a frozen weight", "adapters.attach", "lora"),
     "eq-2": Statement("The tangent kernel is the inner product of output gradients", "kernels.ntk", "kernels"),
     "ntk-limit": Statement(
         "At infinite width the tangent kernel of full fine-tuning is deterministic", "kernels.ntk", "limits"
     ),
     "ntk-limit-lora": Statement(
-        "At infinite width the tangent kernel of LoRA is deterministic", "kernels.lora_ntk_sweep", "counterexamples"
+        "At infinite width the tangent kernel of LoRA is deterministic", "sweeps.lora_ntk_sweep", "counterexamples"
     ),
     "ntk-constant": Statement(
         "At infinite width the tangent kernel stays constant while full fine-tuning trains",
