@@ -173,3 +173,24 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
         above = pd.concat([harm for r, harm in ranks.items() if r > lowest], axis=1).mean(axis=1)
         effects["finding-4"] = [difference(above, ranks[lowest], f"{label}: higher ranks minus r = {lowest}")]
     return effects
+
+
+def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFrame:
+    """Mean harm of each configuration beside the mean of its proxies, for configurations that have both.
+
+    Parameters
+    ----------
+    attacked : DataFrame
+        Of `harms`; a configuration is what its runs share but for the seed.
+    proxies : DataFrame
+        A row a run: its id, then one column a proxy. Fewer seeds than in `attacked` will do.
+
+    Returns
+    -------
+    DataFrame
+        attack, the columns in `CELL`, learning_rate, harm and the columns of `proxies`, a row a configuration.
+    """
+    keys = ["attack", *CELL, "learning_rate"]
+    joined = attacked.merge(proxies, how="left", on="id")
+    means = joined.groupby(keys, dropna=False)[["harm", *proxies.columns.drop("id")]].mean()
+    return means.dropna().reset_index()
