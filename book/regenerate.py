@@ -54,6 +54,7 @@ def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome
     kernels_log = (chapter.root / "book" / "_build" / "kernels.log").open("ab")
     os.dup2(kernels_log.fileno(), sys.stderr.fileno())  # start-up chatter of the kernels; errors come back in full
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core a chapter; chapters run side by side
+    os.environ["TQDM_DISABLE"] = "1"  # a page shows results, not their progress
     os.environ["LORANTK_RESULTS"] = "../_static"
     os.environ["LORANTK_CHAPTER"] = chapter.name
     os.environ["LORANTK_PARAMETERS"] = json.dumps(parameters)

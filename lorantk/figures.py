@@ -70,9 +70,9 @@ class SavedFigure:
         base = f"{self.directory.as_posix()}/{self.name}"
         alt = html.escape(self.alt, quote=True)
         return (
-            f'<figure id="fig-{self.name}" class="lorantk-figure">'
+            f'<figure id="fig-{self.name}" class="lorantk-figure"><div class="lorantk-picture" tabindex="0">'
             f'<img class="only-light" src="{base}.svg" alt="{alt}">'
-            f'<img class="only-dark" hidden src="{base}-dark.svg" alt="{alt}">'
+            f'<img class="only-dark" hidden src="{base}-dark.svg" alt="{alt}"></div>'
             f'<figcaption><span class="mathjax_process">{self.caption}</span> '
             f'<a href="{base}.csv" download>Numbers (CSV)</a>, <a href="{base}.png" download>PNG</a>.</figcaption>'
             "</figure>"

@@ -84,7 +84,7 @@ STATEMENTS: dict[str, Statement] = {
         "Under PEFT's defaults the premise of the theorems is met", "spectra.nsd_variance_bound", "spectra"
     ),
     "direction": Statement(
-        "Lower alignment makes LoRA weaker against untargeted poisoning, stronger against backdoors",
+        "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
         "attacks.gradient_alignment",
         "counterexamples",
     ),
