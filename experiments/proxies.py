@@ -49,7 +49,8 @@ def proxies(run: Run) -> dict[str, float | str]:
         pseudo-determinant, in nats; regularised_bits: half log det(I + Fisher / tau), tau the mean eigenvalue under
         full fine-tuning; entropy_unnormalised: Renyi's of order 1/2; entropy_normalised: Shannon's; alignment, cosine:
         mean absolute inner product and cosine of clean and poisoned gradients; cosine_noise: root mean square of its
-        difference from full fine-tuning's cosine; kernel_drift: relative change of the kernel over the training.
+        difference from full fine-tuning's cosine; kernel_drift: relative change of the kernel over the training,
+        NaN if it diverged.
 
     Raises
     ------
@@ -67,7 +68,8 @@ def proxies(run: Run) -> dict[str, float | str]:
     kernel = _kernel(network, run)
     x, y = digits.poisoned(run)
     digits.train(model, [run], x[None], y[None])
-    after = _kernel(model.network(0).double(), run)
+    finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters)
+    after = _kernel(model.network(0).double(), run) if finite else torch.nan * kernel
     return {
         "id": run.id,
         "fisher_trace": eigenvalues.sum().item(),

@@ -118,10 +118,17 @@ def times_n(variance: pd.Series) -> pd.Series:
 
 
 def summary(runs: pd.DataFrame, by: Sequence[str], column: str = "harm") -> pd.DataFrame:
-    """Mean of a column over the seeds of each group: the columns in `by`, mean, half (of the 95 % interval), runs."""
-    found = runs.groupby(list(by), dropna=False, sort=False)[column].agg(["mean", "sem", "size"]).reset_index()
-    found["half"] = found["sem"] * t.ppf((1 + LEVEL) / 2, found["size"] - 1)
-    return found.rename(columns={"size": "runs"})[[*by, "mean", "half", "runs"]]
+    """Mean of a column over the seeds of each group: the columns in `by`, mean, half, runs, diverged.
+
+    `half` is half the 95 % interval, by t; `diverged` counts the runs without a number. A group that has one has no
+    mean: what is left would be a choice of the lucky seeds.
+    """
+    groups = runs.groupby(list(by), dropna=False, sort=False)[column]
+    found = groups.agg(["mean", "sem", "size", "count"]).reset_index().rename(columns={"size": "runs"})
+    found["half"] = found["sem"] * t.ppf((1 + LEVEL) / 2, found.runs - 1)
+    found["diverged"] = found.runs - found["count"]
+    found[["mean", "half"]] = found[["mean", "half"]].where(found.diverged == 0)
+    return found[[*by, "mean", "half", "runs", "diverged"]]
 
 
 def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolerance: float) -> dict[str, list[Effect]]:
@@ -176,7 +183,7 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
 
 
 def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFrame:
-    """Mean harm of each configuration beside the mean of its proxies, for configurations that have both.
+    """Mean harm of each configuration beside the mean of its proxies, if it has both and none of its runs diverged.
 
     Parameters
     ----------
@@ -191,6 +198,7 @@ def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFram
         attack, the columns in `CELL`, learning_rate, harm and the columns of `proxies`, a row a configuration.
     """
     keys = ["attack", *CELL, "learning_rate"]
-    joined = attacked.merge(proxies, how="left", on="id")
-    means = joined.groupby(keys, dropna=False)[["harm", *proxies.columns.drop("id")]].mean()
-    return means.dropna().reset_index()
+    groups = attacked.merge(proxies, how="left", on="id").groupby(keys, dropna=False)
+    means = groups[["harm", *proxies.columns.drop("id")]].mean()
+    whole = groups.harm.count() == groups.size()
+    return means[whole].dropna().reset_index()

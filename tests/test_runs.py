@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorantk.runs import at_rate, by_seed, difference, harms, trend
+from lorantk.runs import (
+    at_rate,
+    by_seed,
+    configurations,
+    difference,
+    effects_of_findings,
+    harms,
+    summary,
+    times_n,
+    trend,
+)
 
 RATES = pd.DataFrame(
     [
@@ -76,3 +86,48 @@ def test_trend_is_the_mean_slope() -> None:
     effect = trend({x: 0.5 * x + seeds * (1 + 0.1 * x) for x in (0.0, 1.0, 3.0)}, "slope", "")
     assert effect.value == pytest.approx(0.5 + 0.1)
     assert effect.low < 0.6 < effect.high
+
+
+def test_summary_hides_groups_that_diverged() -> None:
+    attacked = harms(table(LORA | {"rank": 8.0, "learning_rate": 0.2}, FULL | {"learning_rate": 0.1}))
+    attacked.loc[(attacked.method == "full") & (attacked.seed == 2), "harm"] = np.nan
+    found = summary(attacked, ["method", "attack"]).set_index(["method", "attack"])
+    assert found.loc[("lora", "backdoor"), "mean"] == pytest.approx(0.5)
+    assert found.loc[("lora", "backdoor"), "half"] < 1e-9
+    assert np.isnan(found.loc[("full", "backdoor"), "mean"])
+    assert found.loc[("full", "backdoor"), "diverged"] == 1
+
+
+def test_variances_are_times_n() -> None:
+    np.testing.assert_allclose(times_n(pd.Series(["peft", "0.01/n", "4/n", "1/r"])), [1 / 3, 0.01, 4.0, np.nan])
+
+
+def test_effects_point_the_way_of_the_finding() -> None:
+    """Harm that grows with rank and variance, and is larger for full fine-tuning, by construction."""
+    generator = np.random.default_rng(0)
+    cells = [(FULL, 0.6), *((LORA | {"rank": r}, 0.1 * np.log2(r)) for r in (1.0, 8.0, 64.0))]
+    cells += [(LORA | {"rank": 8.0, "variance": f"{k}/n"}, 0.3 + 0.1 * np.log10(3 * k)) for k in (0.1, 1.0)]
+    for attack, sign in (("untargeted", -1), ("backdoor", 1)):
+        rows = [
+            cell | {"attack": attack, "seed": seed, "harm": harm + 0.01 * generator.standard_normal()}
+            for cell, harm in cells
+            for seed in range(6)
+        ]
+        attacked = pd.DataFrame(rows).assign(accuracy_without=0.9)
+        effects = effects_of_findings(attacked, "made up", rank=8, tolerance=0.01)
+        assert effects["finding-1"][0].value == pytest.approx(sign * 0.3, abs=0.02)
+        assert effects["finding-2"][0].value == pytest.approx(sign * 0.1, abs=0.01)
+        assert effects["finding-3"][0].low > 0
+        assert effects["finding-5"][0].value == pytest.approx(0.1, abs=0.02)
+        assert ("finding-4" in effects) == (attack == "backdoor")
+    assert effects["finding-4"][0].value == pytest.approx(0.45, abs=0.02)
+
+
+def test_configurations_have_harm_and_proxies() -> None:
+    runs = table(LORA | {"rank": 8.0, "learning_rate": 0.2}, FULL | {"learning_rate": 0.1})
+    runs["id"] = [str(i) for i in range(len(runs))]
+    attacked = harms(runs)
+    proxies = attacked[(attacked.method == "full") & (attacked.seed < 2)][["id", "seed"]].rename(columns={"seed": "x"})
+    found = configurations(attacked, proxies)
+    assert list(found.method) == ["full", "full"]
+    np.testing.assert_allclose(found.x, 0.5)
