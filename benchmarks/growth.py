@@ -13,7 +13,7 @@ from .rows import line
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"axes": {"n": [64, 128, 256, 512, 1024, 2048, 4096], "width": [256, 512, 1024, 2048, 4096, 8192],
-                      "depth": [2, 4, 8, 16, 32], "rank": [1, 4, 16, 64, 256]},
+                      "depth": [2, 4, 8, 16, 32], "rank": [1, 4, 16, 64, 128]},
              "at": {"n": 64, "width": 512, "depth": 3, "rank": 8}},
     "smoke": {"axes": {"n": [4, 8, 16], "width": [8, 16], "depth": [2, 3], "rank": [1, 2]},
               "at": {"n": 4, "width": 8, "depth": 3, "rank": 2}},

@@ -120,16 +120,14 @@ def race(stable: Stable, contenders: Sequence[Contender], repeats: int) -> dict[
     first: np.ndarray[Any, Any] | None = None
     for number, contender in enumerate(contenders):
         path = stable.directory / f"{number}.npy"
-        request = {
-            "prepare": contender.task,
-            "arguments": contender.arguments,
-            "key": contender.label,
-            "path": str(path),
-        }
         try:
-            answer = stable.ask(contender.environment, request)
+            answer = stable.ask(contender.environment, _preparation(contender, path))
         except (NotInstalled, Failed) as reason:
             records[contender.label] = {"not_run": str(reason)}
+            same = [c for c in contenders[:number] if c.environment == contender.environment]
+            for earlier in same if isinstance(reason, Failed) else []:  # what the process had prepared ended with it
+                if "runs" in records[earlier.label]:
+                    stable.ask(earlier.environment, _preparation(earlier, path))
             continue
         result = np.load(path)
         path.unlink()
@@ -146,6 +144,11 @@ def race(stable: Stable, contenders: Sequence[Contender], repeats: int) -> dict[
         if "runs" in record:
             _summarise(record)
     return records
+
+
+def _preparation(contender: Contender, path: Path) -> dict[str, Any]:
+    arguments = {"arguments": contender.arguments, "key": contender.label, "path": str(path)}
+    return {"prepare": contender.task, **arguments}
 
 
 def _summarise(record: dict[str, Any]) -> None:
