@@ -150,23 +150,21 @@ def over_tasks(effects: Sequence[Effect], name: str) -> Effect:
 
 def spearman(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, name: str) -> Effect:
     """Spearman's rank correlation of x and y, arrays of shape (n,), with a bootstrap interval over pairs."""
-    from scipy.stats import rankdata, zscore
+    from scipy.stats import bootstrap, rankdata, zscore
 
     def correlation(a: Any, b: Any, axis: int = -1) -> Any:
         one, other = (zscore(rankdata(values, axis=axis), axis=axis) for values in (a, b))
         return (one * other).mean(axis=axis)
 
-    return _bootstrap(x, y, correlation, rng, name, "")
-
-
-def slope(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, name: str, unit: str = "") -> Effect:
-    """Least-squares slope of y on x, arrays of shape (n,), with a bootstrap interval over pairs."""
-
-    def least_squares(a: Any, b: Any, axis: int = -1) -> Any:
-        centred = a - a.mean(axis=axis, keepdims=True)
-        return (centred * b).sum(axis=axis) / (centred**2).sum(axis=axis)
-
-    return _bootstrap(x, y, least_squares, rng, name, unit)
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    if a.shape != b.shape or a.ndim != 1 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
+        raise ValueError(f"x and y of {name!r} must have one shape (n,) and not be constant; got {a.shape}, {b.shape}")
+    result = bootstrap(
+        (a, b), correlation, paired=True, vectorized=True, n_resamples=2000, confidence_level=LEVEL,
+        method="percentile", random_state=rng,
+    )  # fmt: skip
+    interval = result.confidence_interval
+    return Effect(name, float(correlation(a, b)), interval.low, interval.high, len(a), "", float(result.standard_error))
 
 
 def parametric(
@@ -268,19 +266,3 @@ def discoveries(effects: Sequence[Effect], rate: float = 0.05) -> NDArray[np.boo
     if missing or not effects:
         raise ValueError(f"effects must be one or more with a p-value each; none in {missing}")
     return np.asarray(multipletests([e.p for e in effects], rate, method="fdr_bh")[0])
-
-
-def _bootstrap(
-    x: ArrayLike, y: ArrayLike, statistic: Callable[..., Any], rng: np.random.Generator, name: str, unit: str
-) -> Effect:
-    from scipy.stats import bootstrap
-
-    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    if a.shape != b.shape or a.ndim != 1 or len(np.unique(a)) < 2 or len(np.unique(b)) < 2:
-        raise ValueError(f"x and y of {name!r} must have one shape (n,) and not be constant; got {a.shape}, {b.shape}")
-    result = bootstrap(
-        (a, b), statistic, paired=True, vectorized=True, n_resamples=2000, confidence_level=LEVEL,
-        method="percentile", random_state=rng,
-    )  # fmt: skip
-    interval = result.confidence_interval
-    return Effect(name, float(statistic(a, b)), interval.low, interval.high, len(a), unit, float(result.standard_error))
