@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from .effects import LEVEL, Effect, levels, paired
+from .effects import LEVEL, Effect, paired, repeated_levels
 from .validation import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
@@ -150,9 +150,9 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
     -------
     dict of finding id to effects
         finding-1: extra harm of LoRA under "untargeted", spared harm under "backdoor"; finding-2: slope of harm per
-        doubling of the rank, down or up; finding-3: share of the variance of harm that the variance of A explains;
-        finding-4 (backdoor only): harm at higher ranks minus harm at the lowest that performs; finding-5: slope of harm
-        per factor of 10 of the variance.
+        doubling of the rank, down or up; finding-3: share of the variance of harm within seeds that the variance of A
+        explains; finding-4 (backdoor only): harm at higher ranks minus harm at the lowest that performs; finding-5:
+        slope of harm per factor of 10 of the variance.
     """
     attack = attacked.attack.iloc[0]
     lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1")]
@@ -161,7 +161,6 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
     full = by_seed(attacked, method="full")
     variances = lora[lora["rank"] == rank].assign(k=lambda rows: times_n(rows.variance)).dropna(subset="k")
     by_k = {k: by_seed(variances, k=k) for k in sorted(variances.k.unique())}
-    groups = [(harm.mean(), harm.std(), len(harm)) for harm in by_k.values()]
     by_rank = trend({np.log2(r): harm for r, harm in ranks.items()}, f"{label}: harm per doubling of r", "of 1")
     down = attack == "untargeted"
     effects = {
@@ -171,7 +170,7 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
             else difference(full, ranks[rank], f"{label}: harm that LoRA is spared")
         ],
         "finding-2": [(-by_rank).renamed(f"{label}: fall of harm per doubling of r") if down else by_rank],
-        "finding-3": [levels(groups, f"{label}: share that k explains")],
+        "finding-3": [repeated_levels(pd.concat(by_k, axis=1, join="inner"), f"{label}: share that k explains")],
         "finding-5": [trend({np.log10(k): harm for k, harm in by_k.items()}, f"{label}: harm per tenfold k", "of 1")],
     }
     if not down:

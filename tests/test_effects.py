@@ -19,6 +19,7 @@ from lorantk.effects import (
     paired,
     parametric,
     rank_correlation,
+    repeated_levels,
     spearman,
     welch,
 )
@@ -191,3 +192,18 @@ def test_methods_are_compared_where_both_ran_and_the_clean_gap_is_taken_off():
     assert these.value == pytest.approx(0.025)
     assert general.high - general.low > these.high - these.low
     assert groups(table)[0] == (0.9, 0.01, 5)
+
+
+def test_repeated_levels_take_off_what_seeds_differ_by():
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 10, (12, 1))
+    noise, shift = rng.normal(0, 0.1, (12, 4)), np.array([0.0, 0.1, 0.2, 0.3])
+    found, none = repeated_levels(seeds + noise + shift, "k"), repeated_levels(seeds + noise, "k")
+    assert found.low > 0
+    assert none.low == 0
+    centred = noise + shift - (noise + shift).mean(1, keepdims=True)  # F by hand: between levels, over what is left
+    left = centred - centred.mean(0)
+    statistic = (12 * (centred.mean(0) ** 2).sum() / 3) / ((left**2).sum() / 33)
+    assert found.p == pytest.approx(scipy.stats.f.sf(statistic, 3, 33))
+    with pytest.raises(ValueError, match="two or more of each"):
+        repeated_levels(seeds, "k")
