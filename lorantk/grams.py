@@ -51,7 +51,7 @@ def gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]]
         for term in terms(first, second, output):
             if isinstance(term, _Scatter):
                 term.add_to(total)
-            elif len(small) < 64 and term.weights is not None:
+            elif len(small) < 64 and term.a1 is not None:
                 small.append(term)  # kept for one pass over the tiles of `total`
             else:
                 _accumulate(total, [term], per_row, symmetric)
@@ -70,11 +70,12 @@ class _Side(NamedTuple):
 
 
 class _Term(NamedTuple):
-    """A summand weights * (rows1 @ rows2.T), rows (n C, k), or (n, C k) for the trace, weights (n1, n2)."""
+    """A summand rows1 @ rows2.T, times a1 @ a2.T if given; rows (n C, k), or (n, C k) for the trace, a (n, fan_in)."""
 
     rows1: Tensor
     rows2: Tensor
-    weights: Tensor | None = None
+    a1: Tensor | None = None
+    a2: Tensor | None = None
 
 
 def _side(factors: LayerFactors, name: str) -> _Side:
@@ -93,9 +94,8 @@ def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
     """
     (n1, C, T1, fan_out), n2, T2, fan_in = one.g.shape, len(other.g), other.g.shape[2], one.a.shape[2]
     if T1 == T2 == 1:
-        weights = one.a[:, 0] @ other.a[:, 0].T
         rows1 = _rows(one.g, output)
-        yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g, output), weights)
+        yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g, output), one.a[:, 0], other.a[:, 0])
         return
     pairs = C * C if output == "full" else C
     by_gradient = (n1 * T1 + n2 * T2) * C * fan_in * fan_out + n1 * n2 * pairs * fan_in * fan_out
@@ -103,8 +103,8 @@ def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
     if by_position < by_gradient:
         for t in range(T1):
             for u in range(T2):
-                weights = one.a[:, t] @ other.a[:, u].T
-                yield _Term(_rows(one.g[:, :, t], output), _rows(other.g[:, :, u], output), weights)
+                rows1, rows2 = _rows(one.g[:, :, t], output), _rows(other.g[:, :, u], output)
+                yield _Term(rows1, rows2, one.a[:, t], other.a[:, u])
         return
     step = max(1, CHUNK // (max(n1, n2) * C * fan_in))
     for start in range(0, fan_out, step):
@@ -197,20 +197,21 @@ def _accumulate(total: Tensor, terms: Sequence[_Term], per_row: int, symmetric: 
     else:
         step = max(per_row, LEAF * 4 // per_row * per_row)
         tiles = [(start, min(n1, start + step), 0, n2) for start in range(0, n1, step)]
-    expanded = [None if t.weights is None else t.weights.repeat_interleave(per_row, dim=1) for t in terms]
     largest = max((stop - start) * (right - left) for start, stop, left, right in tiles)
     buffer = total.new_empty(largest)  # one for all tiles: new pages are slow
     for start, stop, left, right in tiles:
         tile = total[start:stop, left:right]
-        for term, weights in zip(terms, expanded, strict=True):
-            if weights is None:
-                tile.addmm_(term.rows1[start:stop], term.rows2[left:right].T)
+        inputs, others = slice(start // per_row, stop // per_row), slice(left // per_row, right // per_row)
+        for rows1, rows2, a1, a2 in terms:
+            if a1 is None or a2 is None:
+                tile.addmm_(rows1[start:stop], rows2[left:right].T)
             else:
                 product = buffer[: tile.numel()].view(tile.shape)
-                torch.mm(term.rows1[start:stop], term.rows2[left:right].T, out=product)
-                scale = weights[start // per_row : stop // per_row, None, left:right]
+                torch.mm(rows1[start:stop], rows2[left:right].T, out=product)
+                weights = a1[inputs] @ a2[others].T
+                weights = weights.repeat_interleave(per_row, dim=1) if per_row > 1 else weights
                 shape = (-1, per_row, tile.shape[1])
-                tile.view(shape).addcmul_(product.view(shape), scale)
+                tile.view(shape).addcmul_(product.view(shape), weights[:, None])
 
 
 def _mirror(total: Tensor, per_row: int) -> None:
