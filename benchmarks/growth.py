@@ -29,10 +29,11 @@ def run(stable: Stable, axes: dict[str, list[int]], at: dict[str, int], repeats:
         contenders = [_contender(axis, point) for point in points]
         races[axis] = race(stable, contenders, min(repeats, 4))
         for point, contender in zip(points, contenders, strict=True):
-            record, widths = races[axis][contender.label], _widths(point)
+            record = races[axis][contender.label]
+            expected = _widths(point), point["n"], point["rank"] if axis == "rank" else 0
             curves.append({"axis": axis, "value": point[axis], "seconds": record["cpu_seconds"],
-                           "bytes": record["peak_bytes"], "operations": operations(widths, point["n"]),
-                           "held_bytes": held(widths, point["n"])})  # fmt: skip
+                           "bytes": record["peak_bytes"], "operations": operations(*expected),
+                           "held_bytes": held(*expected)})  # fmt: skip
         lines += _exponents(axis, [c for c in curves if c["axis"] == axis])
     return {"races": races, "lines": lines, "curves": curves}
 
@@ -49,15 +50,18 @@ def _contender(axis: str, point: dict[str, int]) -> Contender:
     return Contender(label, "kernel", {**arguments, "output": "trace"})
 
 
-def operations(widths: list[int], n: int) -> int:
-    """Operations of both passes and of the upper triangles, summed over outputs; the rank does not enter."""
-    grams = sum(n**2 * (widths[-1] * fan_out + fan_in) for fan_in, fan_out in itertools.pairwise(widths))
-    return passes(widths, n) + grams
+def operations(widths: list[int], n: int, rank: int = 0) -> int:
+    """Operations of both passes and of the upper triangles, summed over outputs; with adapters those of theirs too."""
+    layers = list(itertools.pairwise(widths))
+    grams = sum(n**2 * (widths[-1] * fan_out + (rank or fan_in)) for fan_in, fan_out in layers)
+    through_adapters = 2 * n * (1 + widths[-1]) * rank * sum(fan_in + fan_out for fan_in, fan_out in layers)
+    return passes(widths, n) + grams + through_adapters
 
 
-def held(widths: list[int], n: int) -> int:
-    """Bytes in float32 of cotangents, activations and the kernel."""
-    return 4 * (sum(n * (widths[-1] * b + a) for a, b in itertools.pairwise(widths)) + n**2)
+def held(widths: list[int], n: int, rank: int = 0) -> int:
+    """Bytes in float32 of cotangents, activations and the kernel; adapters have both, at their rank."""
+    entries = sum(widths[-1] * fan_out + fan_in for fan_in, fan_out in itertools.pairwise(widths))
+    return 4 * (n * (entries + (len(widths) - 1) * rank * (1 + widths[-1])) + n**2)
 
 
 def _exponents(axis: str, curve: list[dict[str, Any]]) -> list[dict[str, Any]]:

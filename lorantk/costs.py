@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .claims import badge, interval, number
+from .claims import badge, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
 """Verdict -> style of its badge."""
@@ -49,15 +49,15 @@ class CostTable:
 
 def cells(line: Mapping[str, Any]) -> dict[str, str]:
     """One line as text by column; empty where it says nothing."""
-    measured, targets = line["measured"], (line["at_least"], line["at_most"])
-    reason = str(line.get("not_run") or "")
+    measured, reason = line["measured"], str(line.get("not_run") or "")
+    bounds = {"at least": line["at_least"], "at most": line["at_most"]}
     return {
         "what": line["what"],
-        "measured": reason if measured is None else f"{number(measured)} {line['unit']}".strip(),
-        "by CPU time": "" if line.get("by_cpu") is None else number(line["by_cpu"]),
+        "measured": reason if measured is None else f"{_short(measured)} {line['unit']}".strip(),
+        "by CPU time": "" if line.get("by_cpu") is None else _short(line["by_cpu"]),
         "ours": _amount(line, "ours"),
         "theirs": _amount(line, "peer") or _amount(line, "bound"),
-        "target": "" if targets == (None, None) else interval(*targets),
+        "target": ", ".join(f"{word} {_short(bound)}" for word, bound in bounds.items() if bound is not None),
         "verdict": {True: "met", False: "not met"}.get(line["met"], "not measured" if measured is None else ""),
     }
 
@@ -65,8 +65,13 @@ def cells(line: Mapping[str, Any]) -> dict[str, str]:
 def _amount(line: Mapping[str, Any], whose: str) -> str:
     """Seconds or bytes of ours, the peer's or the bound's; empty where there are none."""
     if line.get(f"{whose}_seconds") is not None:
-        return f"{number(line[f'{whose}_seconds'])} s"
-    return f"{number(line[f'{whose}_bytes'] / 1e9)} GB" if line.get(f"{whose}_bytes") is not None else ""
+        return f"{_short(line[f'{whose}_seconds'])} s"
+    return f"{_short(line[f'{whose}_bytes'] / 1e9)} GB" if line.get(f"{whose}_bytes") is not None else ""
+
+
+def _short(value: float) -> str:
+    """Three significant digits, and no power of ten for thousands."""
+    return number(value) if abs(value) < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def circumstances(records: Sequence[Mapping[str, Any]]) -> str:

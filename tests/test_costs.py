@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.rows import line
-from lorantk.costs import CostTable, circumstances
+from lorantk.costs import CostTable, cells, circumstances
 
 LINES = [
     line("fast <one>", 2.0, "times", at_least=1.5, by_cpu=2.5, ours_seconds=0.1, peer_seconds=0.2),
@@ -23,6 +23,7 @@ def test_lines_carry_both_values_the_target_and_a_verdict():
     for text in ("fast &lt;one&gt;", "2 times", "2.5", "0.1 s", "0.2 s", "at least 1.5", 'verdict-holds">met'):
         assert text in rows[0]
     assert "at most 1.6" in rows[1]
+    assert cells({**LINES[0], "measured": 2473.2})["measured"] == "2,470 times"
     assert 'verdict-fails">not met' in rows[1]
     assert "1 GB" in rows[2]
     assert "verdict" not in rows[2]
