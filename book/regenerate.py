@@ -110,7 +110,8 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
 
 
 def write_generated_pages(root: Path) -> None:
-    """Write the pages that are rendered from claims and findings: book/claims.md and the front page's snippet."""
+    """Write the pages that are rendered from claims and findings: book/claims.md, and what the front page and the page
+    of tests include."""
     sys.path.insert(0, str(root))
     from lorantk import claims, findings
 
@@ -122,6 +123,7 @@ def write_generated_pages(root: Path) -> None:
     (root / "book" / "_generated").mkdir(exist_ok=True)
     summary = claims.render_summary(static / "claims") + "\n" + findings.render_summary(static / "findings")
     (root / "book" / "_generated" / "summary.md").write_text(summary)
+    (root / "book" / "_generated" / "tests.md").write_text(claims.render_tests())
 
 
 def readme_with_claims(root: Path) -> str:

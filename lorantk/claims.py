@@ -181,11 +181,22 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
         if record["figure"]:
             targets["figure"] = f"{page}#fig-{record['figure']}"
         targets["code"] = f"_modules/lorantk/{module}.html#{name}"
-        targets["test"] = f"tests.html#test-{statement.test}"
+        targets["test"] = f"tests.html#test-{record['id']}"
         links = ", ".join(f'<a href="{target}">{text}</a>' for text, target in targets.items())
         cells = [f"`{record['id']}`", record["statement"], badge(record["verdict"]), _decisive(record), links]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def render_tests() -> str:
+    """A section for each statement with the code of its test, as MyST markdown for a page of the book."""
+    sections = []
+    for id, statement in STATEMENTS.items():
+        module, name = statement.test.split(".")
+        options = f":language: python\n:pyobject: {name}\n"
+        code = f"```{{literalinclude}} ../tests/test_{module}.py\n{options}```\n"
+        sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `tests/test_{module}.py`:\n\n{code}")
+    return "\n".join(sections)
 
 
 def render_plain(claims_dir: Path) -> str:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One line in our own words, the function that computes it ("module.name"), and the module of tests for it."""
+    """One line in our own words, the function that computes it, and a test for it ("module.name" each)."""
 
     text: str
     code: str
@@ -14,84 +14,120 @@ class Statement(NamedTuple):
 
 
 STATEMENTS: dict[str, Statement] = {
-    "eq-1": Statement("LoRA adds a scaled product of two thin matrices to a frozen weight", "adapters.attach", "lora"),
-    "eq-2": Statement("The tangent kernel is the inner product of output gradients", "kernels.ntk", "kernels"),
+    "eq-1": Statement(
+        "LoRA adds a scaled product of two thin matrices to a frozen weight",
+        "adapters.attach",
+        "lora.test_same_function_gradient_and_merged_weight_as_peft",
+    ),
+    "eq-2": Statement(
+        "The tangent kernel is the inner product of output gradients",
+        "kernels.ntk",
+        "kernels.test_three_methods_agree_with_brute_force",
+    ),
     "ntk-limit": Statement(
-        "At infinite width the tangent kernel of full fine-tuning is deterministic", "kernels.ntk", "limits"
+        "At infinite width the tangent kernel of full fine-tuning is deterministic",
+        "kernels.ntk",
+        "search.test_recursion_and_determinism_survive",
     ),
     "ntk-limit-lora": Statement(
-        "At infinite width the tangent kernel of LoRA is deterministic", "sweeps.lora_ntk_sweep", "counterexamples"
+        "At infinite width the tangent kernel of LoRA is deterministic",
+        "sweeps.lora_ntk_sweep",
+        "counterexamples.test_ntk_limit_lora_one_row_is_as_random_at_any_width",
     ),
     "ntk-constant": Statement(
         "At infinite width the tangent kernel stays constant while full fine-tuning trains",
         "training.gradient_descent",
-        "search",
+        "search.test_full_fine_tuning_moves_its_kernel_less_in_a_wide_network",
     ),
     "ntk-constant-lora": Statement(
         "At infinite width the tangent kernel of LoRA stays constant while it trains",
         "training.gradient_descent",
-        "counterexamples",
+        "counterexamples.test_ntk_constant_lora_the_kernel_of_A_does_not_depend_on_the_width",
     ),
     "eq-3": Statement(
         "Untargeted poisoning maximises the alignment of clean and poisoned gradients",
         "attacks.gradient_alignment",
-        "attacks",
+        "attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
     "eq-4": Statement(
         "Backdoor poisoning minimises the alignment of clean and triggered gradients",
         "attacks.gradient_alignment",
-        "attacks",
+        "attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
     "thm-fisher": Statement(
-        "Fisher information is the kernel weighted by loss derivatives", "fisher.fisher_spectrum", "fisher"
+        "Fisher information is the kernel weighted by loss derivatives",
+        "fisher.fisher_spectrum",
+        "search.test_fisher_is_the_weighted_kernel_at_every_width",
     ),
     "eq-6": Statement(
-        "Information bits are half the sum of the nonzero eigenvalues", "spectra.information_bits", "counterexamples"
+        "Information bits are half the sum of the nonzero eigenvalues",
+        "spectra.information_bits",
+        "counterexamples.test_eq_6_the_printed_sum_is_not_half_the_log_determinant",
     ),
     "eq-7": Statement(
         "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
         "spectra.renyi_entropy",
-        "counterexamples",
+        "counterexamples.test_eq_7_infinity_gives_minus_the_logarithm_and_order_one_diverges",
     ),
-    "eq-8": Statement("The infinite-width kernel obeys a recursion over layers", "limits.infinite_width_ntk", "limits"),
+    "eq-8": Statement(
+        "The infinite-width kernel obeys a recursion over layers",
+        "limits.infinite_width_ntk",
+        "search.test_recursion_and_determinism_survive",
+    ),
     "eq-9": Statement(
         "Σ is the Gaussian expectation, and the sum over neurons, of products of activations",
         "limits.infinite_width_ntk",
-        "limits",
+        "limits.test_closed_forms_agree_with_quadrature",
     ),
     "lem-lora-ntk": Statement(
-        "LoRA's kernel is the recursion with A between the activations", "layers.LayerFactors", "kernels"
+        "LoRA's kernel is the recursion with A between the activations",
+        "layers.LayerFactors",
+        "kernels.test_sweep_equals_draw_by_draw",
     ),
-    "thm-relation": Statement("LoRA's kernel is full fine-tuning's plus Δᵣ", "spectra.delta_matrix", "kernels"),
+    "thm-relation": Statement(
+        "LoRA's kernel is full fine-tuning's plus Δᵣ",
+        "spectra.delta_matrix",
+        "search.test_relation_and_loewner_order_survive",
+    ),
     "thm-relation-attention": Statement(
         "The relation and its order hold in the projections of a self-attention block",
         "networks.SelfAttentionBlock",
-        "search",
+        "search.test_relation_and_loewner_order_survive_in_attention",
     ),
     "thm-nsd": Statement(
-        "M is negative semi-definite when σₐ² < 1/n and r ≤ n", "spectra.nsd_variance_bound", "spectra"
+        "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+        "spectra.nsd_variance_bound",
+        "counterexamples.test_thm_nsd_one_by_one",
     ),
     "cor-ideal": Statement(
-        "At r = n and σₐ² = 1/n the matrix M converges to 0", "spectra.delta_matrix", "counterexamples"
+        "At r = n and σₐ² = 1/n the matrix M converges to 0",
+        "spectra.delta_matrix",
+        "counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
     ),
     "thm-ib": Statement(
-        "LoRA has no more information bits than full fine-tuning where M ≤ 0", "spectra.information_bits", "search"
+        "LoRA has no more information bits than full fine-tuning where M ≤ 0",
+        "spectra.information_bits",
+        "counterexamples.test_thm_ib_more_bits_with_fewer_eigenvalues",
     ),
     "thm-renyi": Statement(
-        "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0", "spectra.renyi_entropy", "search"
+        "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
+        "spectra.renyi_entropy",
+        "counterexamples.test_thm_renyi_is_reversed_above_order_one",
     ),
     "premise": Statement(
-        "Under PEFT's defaults the premise of the theorems is met", "spectra.nsd_variance_bound", "spectra"
+        "Under PEFT's defaults the premise of the theorems is met",
+        "spectra.nsd_variance_bound",
+        "spectra.test_probability_of_semidefiniteness_matches_draws",
     ),
     "direction": Statement(
         "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
         "attacks.gradient_alignment",
-        "counterexamples",
+        "counterexamples.test_direction_smaller_inner_products_for_every_adversary",
     ),
     "why-it-matters": Statement(
         "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
         "attacks.gradient_alignment",
-        "search",
+        "search.test_cosines_of_orthogonal_pairs_follow_the_exact_law",
     ),
 }
 """Every statement that must carry a claim, in the order of the poster; ours come last."""

@@ -17,6 +17,7 @@ from lorantk.claims import (
     render_markdown,
     render_plain,
     render_summary,
+    render_tests,
 )
 from lorantk.statements import STATEMENTS
 
@@ -89,7 +90,7 @@ def test_a_claim_survives_its_journey_to_the_tables(tmp_path, monkeypatch, capsy
     assert "notebooks/04-matrix-m.html#fig-plane" in table
     assert "notebooks/04-matrix-m.html#proof-thm-nsd" in table
     assert "_modules/lorantk/spectra.html#nsd_variance_bound" in table
-    assert "tests.html#test-spectra" in table
+    assert "tests.html#test-thm-nsd" in table
     assert "b: 2 (predicted 0 to 1)" in table
     assert "**fails as printed**" in render_plain(folder)
     assert "Of 2 statements" in render_summary(folder)
@@ -116,8 +117,9 @@ def test_every_statement_names_code_and_tests_that_exist(root):
     for statement in STATEMENTS.values():
         module, name = statement.code.split(".")
         assert hasattr(importlib.import_module(f"lorantk.{module}"), name)
-        assert (root / "tests" / f"test_{statement.test}.py").exists()
-        assert f"(test-{statement.test})=" in (root / "book" / "tests.md").read_text()
+        module, name = statement.test.split(".")
+        assert f"def {name}(" in (root / "tests" / f"test_{module}.py").read_text()
+        assert f":pyobject: {name}\n" in render_tests()
 
 
 def test_every_statement_has_its_claim_in_the_reference(root):
