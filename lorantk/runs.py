@@ -15,6 +15,7 @@ from scipy.stats import t
 from .effects import LEVEL, Effect, paired, repeated_levels
 from .validation import check_choice
 
+UNITS = {"untargeted": "accuracy", "backdoor": "attack success"}
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
 """Attack -> the column that it moves, and the sign that makes harm positive."""
 
@@ -90,7 +91,7 @@ def by_seed(runs: pd.DataFrame, column: str = "harm", **settings: object) -> pd.
     return runs.set_index("seed")[column].sort_index()
 
 
-def difference(first: pd.Series, second: pd.Series, name: str, unit: str = "of 1") -> Effect:
+def difference(first: pd.Series, second: pd.Series, name: str, unit: str = "") -> Effect:
     """Mean of first - second over the seeds that both have."""
     pairs = pd.concat([first, second], axis=1, join="inner")
     return paired(pairs.iloc[:, 0], pairs.iloc[:, 1], name, unit)
@@ -155,29 +156,29 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
         slope of harm per factor of 10 of the variance.
     """
     attack = attacked.attack.iloc[0]
+    down, unit = attack == "untargeted", UNITS[attack]
     lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1")]
     peft = lora[lora.variance == "peft"]
     ranks = {int(r): by_seed(peft, rank=r) for r in sorted(peft["rank"].unique())}
     full = by_seed(attacked, method="full")
     variances = lora[lora["rank"] == rank].assign(k=lambda rows: times_n(rows.variance)).dropna(subset="k")
     by_k = {k: by_seed(variances, k=k) for k in sorted(variances.k.unique())}
-    by_rank = trend({np.log2(r): harm for r, harm in ranks.items()}, f"{label}: harm per doubling of r", "of 1")
-    down = attack == "untargeted"
+    by_rank = trend({np.log2(r): harm for r, harm in ranks.items()}, f"{label}: harm per doubling of r", unit)
     effects = {
         "finding-1": [
-            difference(ranks[rank], full, f"{label}: extra harm of LoRA")
+            difference(ranks[rank], full, f"{label}: extra harm of LoRA", unit)
             if down
-            else difference(full, ranks[rank], f"{label}: harm that LoRA is spared")
+            else difference(full, ranks[rank], f"{label}: harm that LoRA is spared", unit)
         ],
         "finding-2": [(-by_rank).renamed(f"{label}: fall of harm per doubling of r") if down else by_rank],
         "finding-3": [repeated_levels(pd.concat(by_k, axis=1, join="inner"), f"{label}: share that k explains")],
-        "finding-5": [trend({np.log10(k): harm for k, harm in by_k.items()}, f"{label}: harm per tenfold k", "of 1")],
+        "finding-5": [trend({np.log10(k): harm for k, harm in by_k.items()}, f"{label}: harm per tenfold k", unit)],
     }
     if not down:
         accuracy = peft.groupby("rank").accuracy_without.mean()
         lowest = int(accuracy.index[accuracy >= accuracy.max() - tolerance].min())
         above = pd.concat([harm for r, harm in ranks.items() if r > lowest], axis=1).mean(axis=1)
-        effects["finding-4"] = [difference(above, ranks[lowest], f"{label}: higher ranks minus r = {lowest}")]
+        effects["finding-4"] = [difference(above, ranks[lowest], f"{label}: higher ranks minus r = {lowest}", unit)]
     return effects
 
 
