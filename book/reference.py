@@ -72,7 +72,7 @@ def _compare_figure(item: str, run: Path, kept: Path) -> list[Difference]:
         a, b = new[column].to_numpy(), old[column].to_numpy()
         allowed = f"rtol {tolerance['rtol']:g}, atol {tolerance['atol']:g}"
         if not (np.issubdtype(a.dtype, np.number) and np.issubdtype(b.dtype, np.number)):
-            changed = int((new[column].astype(str) != old[column].astype(str)).sum())
+            changed = int((new[column].fillna("").astype(str) != old[column].fillna("").astype(str)).sum())
             if changed:
                 differences.append(Difference(item, column, f"{changed} entries differ", "equal"))
             continue

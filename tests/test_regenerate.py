@@ -271,3 +271,13 @@ def test_an_effect_that_changed_its_name_is_found_twice(numbers):
 def test_a_missing_figure_is_found(numbers):
     (numbers[0] / "figures" / "f.csv").unlink()
     assert [d.moved for d in reference.compare(*numbers)] == ["missing from this run"]
+
+
+def test_empty_entries_agree_with_each_other_only(numbers):
+    for folder, text in ((numbers[0], "x,label\n1.0,a\n1.0,\n"), (numbers[1], "x,label\n1.0,a\n1.0,\n")):
+        (folder / "figures" / "f.csv").write_text(text)
+    declared = {"columns": {"x": {"rtol": 1e-6, "atol": 0.0}, "label": {"rtol": 0.0, "atol": 0.0}}}
+    (numbers[1] / "figures" / "f.json").write_text(json.dumps(declared))
+    assert reference.compare(*numbers) == []
+    (numbers[0] / "figures" / "f.csv").write_text("x,label\n1.0,a\n1.0,b\n")
+    assert [d.column for d in reference.compare(*numbers)] == ["label"]
