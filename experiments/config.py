@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lorantk import LoRA
+from lorantk import LoRA, runs
 from lorantk.validation import check_choice, check_integer, check_real
 
 RESULTS = Path(__file__).parent / "results"
@@ -24,7 +24,7 @@ GLUE = ("sst2", "cola", "qnli", "qqp")
 TASKS = ("digits", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
-CELL = ("task", "method", "rank", "variance", "scaling", "optimizer")
+CELL = ("task", *runs.CELL)
 """Fields that a learning rate is chosen for: at the budget of the grid of rates, then kept at every budget."""
 
 

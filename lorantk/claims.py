@@ -134,24 +134,38 @@ class Claim:
         }
         for entry, evidence in zip(record["evidence"], self.evidence, strict=True):
             entry["passes"] = evidence.passes
-            entry["low"], entry["high"] = (end if math.isfinite(end) else None for end in (evidence.low, evidence.high))
-        write_atomically(
-            results_directory("claims") / f"{self.id}.json", json.dumps(record, indent=1, allow_nan=False) + "\n"
-        )
+        save_record("claims", self.id, record, record["evidence"])
         return self
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{interval(e.low, e.high)}</td>"
-            f"<td>{'yes' if e.passes else 'no'}</td><td>{e.role}</td><td>{e.route}</td></tr>"
-            for e in self.evidence
+        heads = ("measured", "value", "predicted", "met", "reading", "route")
+        table = html_table(
+            heads,
+            [
+                (e.name, number(e.value), interval(e.low, e.high), "yes" if e.passes else "no", e.role, e.route)
+                for e in self.evidence
+            ],
         )
-        heads = "".join(f"<th>{h}</th>" for h in ("measured", "value", "predicted", "met", "reading", "route"))
-        return (
-            f'<div class="claim" id="claim-{self.id}"><p><strong>{self.id}</strong>: {badge(self.verdict)}</p>'
-            f'<div class="claim-table" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{rows}</tbody></table></div></div>"
-        )
+        title = f"<p><strong>{self.id}</strong>: {badge(self.verdict)}</p>"
+        return f'<div class="claim" id="claim-{self.id}">{title}{table}</div>'
+
+
+def html_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table that scrolls in a box of its own on a page; cells are HTML."""
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        '<div class="claim-table" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def save_record(kind: str, name: str, record: Mapping[str, Any], intervals: Sequence[dict[str, Any]]) -> None:
+    """Write a record as JSON to the results directory of its kind; open ends of its intervals become null."""
+    for entry in intervals:
+        entry |= {end: entry[end] if math.isfinite(entry[end]) else None for end in ("low", "high")}
+    path = results_directory(kind) / f"{name}.json"
+    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
 
 
 def disagreement(first: Tensor, second: Tensor) -> float:

@@ -11,7 +11,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .claims import badge, number
+from .claims import badge, html_table, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
 """Verdict -> style of its badge."""
@@ -31,20 +31,11 @@ class CostTable:
 
     def _repr_html_(self) -> str:
         rows = [cells(line) for line in self.lines]
-        head = "".join(f"<th>{column}</th>" for column in rows[0])
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f"<td>{badge(text, STYLES) if column == 'verdict' and text else html.escape(text)}</td>"
-                for column, text in row.items()
-            )
-            + "</tr>"
+        shown = [
+            [badge(text, STYLES) if column == "verdict" and text else html.escape(text) for column, text in row.items()]
             for row in rows
-        )
-        return (
-            '<div class="claim"><div class="claim-table" tabindex="0">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></div>"
-        )
+        ]
+        return f'<div class="claim">{html_table(list(rows[0]), shown)}</div>'
 
 
 def cells(line: Mapping[str, Any]) -> dict[str, str]:

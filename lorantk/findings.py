@@ -13,16 +13,14 @@ what the finding says. Readings and verdicts follow:
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .claims import badge, interval, number
+from .claims import badge, html_table, interval, number, save_record
 from .effects import Effect
-from .results import results_directory, write_atomically
 from .validation import check_choice
 
 FINDINGS = {
@@ -105,23 +103,20 @@ class Finding:
         }
         for entry, effect in zip(record["effects"], self.effects, strict=True):
             entry["reading"] = reading(effect.low, effect.high)
-            entry["low"], entry["high"] = (e if math.isfinite(e) else None for e in (effect.low, effect.high))
-        path = results_directory("findings") / f"{self.id}.{self.source}.json"
-        write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        save_record("findings", f"{self.id}.{self.source}", record, record["effects"])
         return self
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{e.name}</td><td>{number(e.value)}</td><td>{interval(e.low, e.high)}</td><td>{e.unit}</td>"
-            f"<td>{e.n}</td><td>{reading(e.low, e.high)}</td></tr>"
-            for e in self.effects
+        heads = ("effect", "value", "95 % interval", "unit", "n", "reading")
+        table = html_table(
+            heads,
+            [
+                (e.name, number(e.value), interval(e.low, e.high), e.unit, e.n, reading(e.low, e.high))
+                for e in self.effects
+            ],
         )
-        heads = "".join(f"<th>{h}</th>" for h in ("effect", "value", "95 % interval", "unit", "n", "reading"))
-        return (
-            f'<div class="claim" id="{self.id}-{self.source}"><p><strong>{self.id}</strong>, {self.source}: '
-            f'{badge(self.verdict, STYLES)}</p><div class="claim-table" tabindex="0"><table>'
-            f"<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></div>"
-        )
+        title = f"<p><strong>{self.id}</strong>, {self.source}: {badge(self.verdict, STYLES)}</p>"
+        return f'<div class="claim" id="{self.id}-{self.source}">{title}{table}</div>'
 
 
 def reading(low: float, high: float) -> str:

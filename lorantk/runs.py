@@ -15,11 +15,15 @@ from scipy.stats import t
 from .effects import LEVEL, Effect, paired, repeated_levels
 from .validation import check_choice
 
-UNITS = {"untargeted": "accuracy", "backdoor": "attack success"}
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
 """Attack -> the column that it moves, and the sign that makes harm positive."""
 
+UNITS = {"untargeted": "accuracy", "backdoor": "attack success"}
+"""Attack -> what its harm is a fraction of."""
+
 CELL = ("method", "rank", "variance", "scaling", "optimizer")
+"""Fields that, within a task, a learning rate is chosen for."""
+
 POOLED: dict[str, object] = {"rank": np.nan, "variance": "peft", "scaling": "1"}
 """The cell of LoRA over all its ranks."""
 
