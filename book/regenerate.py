@@ -112,7 +112,6 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
 def write_generated_pages(root: Path) -> None:
     """Write the pages that are rendered from claims and findings: book/claims.md, and what the front page and the page
     of tests include."""
-    sys.path.insert(0, str(root))
     from lorantk import claims, findings
 
     static = root / "book" / "_static"
