@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from lorantk.costs import cells
-from lorantk.results import write_atomically
+from benchmarks.report import cells
+from evidence.artifacts import write_atomically
 
 from . import (
     adapter_sweep,

@@ -12,6 +12,9 @@ from typing import Any
 import jupytext
 import nbformat
 
+PACKAGES = ("lorantk", "evidence", "experiments", "benchmarks")
+"""Packages of the project, whose code a chapter's numbers depend on."""
+
 
 @dataclass(frozen=True)
 class Chapter:
@@ -45,9 +48,8 @@ class Chapter:
 
     def content_hash(self, parameters: dict[str, Any]) -> str:
         """Hash of all that the chapter's numbers depend on: text, parameters, package code, data read, versions."""
-        package = self.root / "lorantk"
         cells = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
-        modules = [package / f"{module}.py" for module in sorted(imported_modules(package, cells))]
+        modules = imported_modules(self.root, cells)
         tables = [path for path in data_files(self.root, cells) if path.exists()]  # reading an absent one will fail
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
         for path in [self.source, self.root / "constraints.txt", *modules, *tables]:
@@ -104,7 +106,7 @@ def parse_overrides(chapter: Chapter, settings: list[str]) -> dict[str, Any]:
 
 
 def data_files(root: Path, sources: list[str]) -> list[Path]:
-    """Committed files that the sources read by `lorantk.data.recorded` and `lorantk.data.benchmark`, by literal name.
+    """Committed files that the sources read by `recorded` and `benchmark`, by literal name.
 
     Raises
     ------
@@ -127,41 +129,53 @@ def data_files(root: Path, sources: list[str]) -> list[Path]:
     return sorted(found)
 
 
-def imported_modules(package: Path, sources: list[str]) -> set[str]:
-    """Modules of `package` that the sources import, directly or through each other, found without importing them.
+def imported_modules(root: Path, sources: list[str]) -> list[Path]:
+    """Files of the project's packages that the sources import, directly or through each other; nothing is imported.
 
-    Names taken from the package itself are traced to the module that defines them, so that the re-exports in
-    __init__ do not make every chapter depend on every module. What a module does when it is run as a program does
-    not count: no import gets there.
+    A name taken from a package itself is traced to the module that defines it, so that the re-exports of an __init__
+    do not make every chapter depend on every module. What a module does when it is run as a program does not count.
     """
-    exports = _names_imported(ast.parse((package / "__init__.py").read_text()), package.name, {})
-    found: set[str] = set()
-    todo = [ast.parse(source) for source in sources]
+    found: set[Path] = set()
+    todo = [("", ast.parse(source)) for source in sources]
     while todo:
-        for module in set(_names_imported(todo.pop(), package.name, exports).values()) - found:
-            if (package / f"{module}.py").exists():
-                found.add(module)
-                tree = ast.parse((package / f"{module}.py").read_text())
-                tree.body = [s for s in tree.body if not (isinstance(s, ast.If) and "__name__" in ast.unparse(s.test))]
-                todo.append(tree)
-    return found
+        package, tree = todo.pop()
+        for path in _modules_imported(root, package, tree) - found:
+            found.add(path)
+            imported = ast.parse(path.read_text())
+            imported.body = [
+                s for s in imported.body if not (isinstance(s, ast.If) and "__name__" in ast.unparse(s.test))
+            ]
+            todo.append((path.parent.name, imported))
+    return sorted(found)
 
 
-def _names_imported(tree: ast.Module, package: str, exports: dict[str, str]) -> dict[str, str]:
-    """Name -> module of `package` for each import in `tree`: `from .m import n`, `from package.m import n`, ..."""
-    names = {}
+def _modules_imported(root: Path, package: str, tree: ast.Module) -> set[Path]:
+    """Files of modules named by the imports of `tree`, which stands in `package`."""
+    found: set[Path] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            inside = module.removeprefix(package).lstrip(".") if module.startswith(package) else module
-            if node.level == 0 and module.split(".")[0] != package:
-                continue
-            for alias in node.names:
-                names[alias.name] = inside.split(".")[0] if inside else exports.get(alias.name, alias.name)
+            parts = ([package] if node.level else []) + (node.module or "").split(".")
+            names = {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith(f"{package}."):
-                    names[alias.name] = alias.name.split(".")[1]
-                elif alias.name == package:
-                    names.update(exports)
-    return names
+            parts, names = node.names[0].name.split("."), set()
+        else:
+            continue
+        parts = [part for part in parts if part]
+        if not parts or parts[0] not in PACKAGES:
+            continue
+        folder = root / parts[0]
+        if len(parts) > 1:
+            found.add(folder / f"{parts[1]}.py")
+        elif names:
+            origins = _origins(folder)
+            found |= {folder / f"{origins.get(name, name)}.py" for name in names}
+        else:
+            found |= {folder / f"{module}.py" for module in _origins(folder).values()}
+    return {path for path in found if path.exists()}
+
+
+def _origins(folder: Path) -> dict[str, str]:
+    """Name -> module of the package in `folder` for each name that its __init__ takes from one."""
+    tree = ast.parse((folder / "__init__.py").read_text())
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import nbformat
 import papermill
 import typer
-from chapters import Chapter, find_chapters, parse_overrides
+from chapters import PACKAGES, Chapter, find_chapters, parse_overrides
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
 from rich.console import Console
@@ -112,7 +112,7 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
 def write_generated_pages(root: Path) -> None:
     """Write the pages that are rendered from claims and findings: book/claims.md, and what the front page and the page
     of tests include."""
-    from lorantk import claims, findings
+    from evidence import claims, findings
 
     static = root / "book" / "_static"
     page = (root / "book" / "claims.template.md").read_text()
@@ -127,7 +127,7 @@ def write_generated_pages(root: Path) -> None:
 
 def readme_with_claims(root: Path) -> str:
     """README.md with its block of claims and findings from the reference, which does not vary between machines."""
-    from lorantk import claims, findings
+    from evidence import claims, findings
 
     before, rest = (root / "README.md").read_text().split(CLAIMS_START)
     reference = root / "tests" / "reference"
@@ -138,7 +138,7 @@ def readme_with_claims(root: Path) -> str:
 
 def check_numbers(root: Path) -> list[Difference]:
     """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
-    from lorantk.findings import missing_findings
+    from evidence.findings import missing_findings
 
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
     if readme_with_claims(root) != (root / "README.md").read_text():
@@ -205,8 +205,8 @@ def _render_hash(root: Path) -> str:
     for path in [
         root / "_config.yml",
         root / "constraints.txt",
-        *sorted(root.glob("lorantk/*.py")),
-        *sorted(root.glob("tests/*.py")),
+        *(path for package in PACKAGES for path in sorted(root.glob(f"{package}/*.py"))),
+        *sorted(root.glob("tests/*/*.py")),
         *paths,
     ]:
         if path.suffix not in (".pyc", ".png"):

@@ -10,7 +10,7 @@ import typer
 import yaml
 from rich.table import Table
 
-from lorantk.results import write_atomically
+from evidence.artifacts import write_atomically
 
 from .config import RESULTS, TASKS, Run, load_grid
 from .rates import check_rates, choose, write_rates

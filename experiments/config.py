@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lorantk import LoRA, runs
+from lorantk import LoRA
 from lorantk.validation import check_choice, check_integer, check_real
+
+from . import runs
 
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.data import digits
 from lorantk import Adapter, LoRA, flip_labels, insert_trigger, mlp, ntk
-from lorantk.data import digits
 
 from .config import Run
 from .stacked import Stacked

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lorantk.results import write_atomically
+from evidence.artifacts import write_atomically
 
 from .config import CELL, Run
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk import Adapter, attach
-from lorantk.networks import NTKLinear
+from lorantk.models import NTKLinear
 
 
 class Stacked:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorantk.results import write_atomically
+from evidence.artifacts import write_atomically
 
 from .config import Run
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evidence.artifacts import write_atomically
 from lorantk import flip_labels, insert_trigger, ntk
-from lorantk.results import write_atomically
 
 from . import corpora
 from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft

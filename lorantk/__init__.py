@@ -10,7 +10,7 @@ from .kernels import lora_ntk_sweep, ntk
 from .layers import LayerFactors
 from .limits import infinite_width_ntk
 from .lora import Adapter, LoRA, attach, read_peft
-from .networks import mlp
+from .models import mlp
 from .spectra import (
     delta_matrix,
     information_bits,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .lora import LoRA
-from .networks import ACTIVATIONS
+from .models import ACTIVATIONS
 from .tiles import assemble
 from .validation import check_choice, check_integer, check_real, check_same_kind, check_tensor
 

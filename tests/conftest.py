@@ -11,7 +11,7 @@ settings.load_profile("lorantk")
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    return Path(__file__).resolve().parent.parent
+    return Path(__file__).resolve().parents[1]
 
 
 def pytest_terminal_summary(terminalreporter):

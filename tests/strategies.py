@@ -4,7 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from lorantk import LoRA, mlp
-from lorantk.networks import ACTIVATIONS
+from lorantk.models import ACTIVATIONS
 
 seeds = st.integers(0, 10_000)
 

@@ -66,8 +66,8 @@ def test_every_imported_library_is_declared(root, project):
     names = {"sklearn": "scikit-learn", "mathjax": "django-static-mathjax", "yaml": "pyyaml", "sphinx": "jupyter-book"}
     names |= {"cycler": "matplotlib", "IPython": "ipykernel"}
     declared = {canonicalize_name(r.name) for r in requirements(project)}
-    folders = ("lorantk", "book", "tests", "experiments", "benchmarks")
-    modules = [path for folder in folders for path in root.glob(f"{folder}/*.py")]
+    folders = ("lorantk", "evidence", "book", "tests", "experiments", "benchmarks")
+    modules = [path for folder in folders for path in root.glob(f"{folder}/*.py")] + [*root.glob("tests/*/*.py")]
     imported = set()
     for path in [*modules, *root.glob("notebooks/*.md")]:
         imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_]+)", path.read_text(), re.MULTILINE))

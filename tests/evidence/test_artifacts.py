@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lorantk.results import results_directory, write_atomically
+from evidence.artifacts import results_directory, write_atomically
 
 
 def test_a_failed_rename_leaves_the_old_file_and_no_rubbish(tmp_path, monkeypatch):

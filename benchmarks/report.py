@@ -8,13 +8,24 @@ says why.
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .claims import badge, html_table, number
+from evidence.artifacts import committed
+from evidence.claims import badge, html_table, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
 """Verdict -> style of its badge."""
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """A committed measurement of speed and memory: ``benchmarks/results/<name>.json``.
+
+    On a page, write the name literally: the file is then part of what the chapter's hash covers.
+    """
+    content: dict[str, Any] = json.loads(committed("benchmarks/results", name, ".json").read_text())
+    return content
 
 
 class CostTable:
@@ -23,7 +34,7 @@ class CostTable:
     Parameters
     ----------
     records : sequence of mappings
-        As `lorantk.data.benchmark` reads them.
+        As `benchmark` reads them.
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]]) -> None:

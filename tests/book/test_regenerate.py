@@ -10,10 +10,10 @@ import nbformat
 import pytest
 from typer.testing import CliRunner
 
-from lorantk.effects import Effect
-from lorantk.findings import FINDINGS, SOURCES, Finding
+from evidence.effects import Effect
+from evidence.findings import FINDINGS, SOURCES, Finding
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 
 import reference  # noqa: E402
@@ -168,27 +168,35 @@ def test_overrides_take_the_type_of_their_parameter(toy):
     assert parse_overrides(chapter, ["rate=2", "ranks=[3]"]) == {"rate": 2.0, "ranks": [3]}
 
 
-def test_imports_are_traced_through_the_package(tmp_path):
-    package = tmp_path / "lorantk"
-    package.mkdir()
-    (package / "__init__.py").write_text("from .a import f\nfrom .b import g\n")
-    (package / "a.py").write_text("from .c import h\n")
-    (package / "b.py").write_text("")
-    (package / "c.py").write_text("import torch\n")
-    assert imported_modules(package, ["from lorantk import f"]) == {"a", "c"}
-    assert imported_modules(package, ["from lorantk.b import g"]) == {"b"}
-    assert imported_modules(package, ["import lorantk.b"]) == {"b"}
-    assert imported_modules(package, ["import lorantk"]) == {"a", "b", "c"}
-    assert imported_modules(package, ["from lorantk import b"]) == {"b"}
+@pytest.fixture
+def packages(tmp_path):
+    """A tree of small packages for the tracing of imports, and a function that names what is found."""
+
+    def trace(*sources, **files):
+        for name, text in files.items():
+            package, _, module = name.partition("_")
+            (tmp_path / package).mkdir(exist_ok=True)
+            (tmp_path / package / f"{module or '__init__'}.py").write_text(text)
+        return {f"{p.parent.name}.{p.stem}" for p in imported_modules(tmp_path, list(sources))}
+
+    return trace
 
 
-def test_what_runs_as_a_program_is_not_imported(tmp_path):
-    package = tmp_path / "lorantk"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "a.py").write_text('if __name__ == "__main__":\n    from lorantk.b import show\n')
-    (package / "b.py").write_text("")
-    assert imported_modules(package, ["from lorantk.a import f"]) == {"a"}
+def test_imports_are_traced_through_the_packages(packages):
+    packages(lorantk="from .a import f\nfrom .b import g\n", lorantk_a="from .c import h\n", lorantk_b="")
+    packages(lorantk_c="import torch\n", evidence="", evidence_e="from lorantk.b import g\nfrom .d import x\n")
+    packages(evidence_d="")
+    assert packages("from lorantk import f") == {"lorantk.a", "lorantk.c"}
+    assert packages("from lorantk.b import g") == {"lorantk.b"}
+    assert packages("import lorantk.b") == {"lorantk.b"}
+    assert packages("import lorantk") == {"lorantk.a", "lorantk.b", "lorantk.c"}
+    assert packages("from lorantk import b") == {"lorantk.b"}
+    assert packages("from evidence.e import y") == {"evidence.e", "evidence.d", "lorantk.b"}
+
+
+def test_what_runs_as_a_program_is_not_imported(packages):
+    program = 'if __name__ == "__main__":\n    from lorantk.b import show\n'
+    assert packages("from lorantk.a import f", lorantk="", lorantk_a=program, lorantk_b="") == {"lorantk.a"}
 
 
 def test_recorded_tables_belong_to_a_chapter(toy):

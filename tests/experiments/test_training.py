@@ -4,9 +4,9 @@ import pytest
 import torch
 from strategies import gaussian, relative
 
+from experiments.training import gradient_descent
 from lorantk import LoRA, mlp, ntk
 from lorantk.fisher import loss_cotangents
-from lorantk.training import gradient_descent
 
 X, Y = gaussian(6, 3, seed=0), torch.tensor([0, 1, 0, 1, 1, 0])
 NET = mlp([3, 5, 2], "tanh").double()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from experiments.training import gradient_descent
 from lorantk import (
     Adapter,
     LoRA,
@@ -17,7 +18,6 @@ from lorantk import (
     ntk,
     renyi_entropy,
 )
-from lorantk.training import gradient_descent
 
 
 def matrix(*rows):

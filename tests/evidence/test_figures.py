@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from lorantk.effects import Effect
-from lorantk.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save
+from evidence.effects import Effect
+from evidence.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save
 
 FILES = {"curve.svg", "curve-dark.svg", "curve.png", "curve.csv", "curve.json"}
 

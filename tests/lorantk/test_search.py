@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import batches, gaussian, relative, seeds
 
+from experiments.training import gradient_descent
 from lorantk import (
     Adapter,
     LayerFactors,
@@ -28,8 +29,7 @@ from lorantk import (
     renyi_entropy,
 )
 from lorantk.fisher import LOSSES, loss_gradients
-from lorantk.networks import ACTIVATIONS, SelfAttentionBlock
-from lorantk.training import gradient_descent
+from lorantk.models import ACTIVATIONS, SelfAttentionBlock
 
 CASES = 150
 search = settings(max_examples=CASES, suppress_health_check=list(HealthCheck))

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from .effects import LEVEL, Effect, paired, repeated_levels
-from .validation import check_choice
+from evidence.effects import LEVEL, Effect, paired, repeated_levels
+from lorantk.validation import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
 """Attack -> the column that it moves, and the sign that makes harm positive."""
@@ -109,7 +109,7 @@ def trend(outcomes: Mapping[float, pd.Series], name: str, unit: str) -> Effect:
     outcomes : mapping
         Value of x, on the scale of the slope (e.g. log2 of the rank), to outcomes indexed by seed.
     name, unit : str
-        See `lorantk.effects.Effect`.
+        See `evidence.effects.Effect`.
     """
     table = pd.concat(dict(outcomes), axis=1, join="inner")
     x = table.columns.to_numpy(dtype=float)

@@ -10,9 +10,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, call, size
-from .fisher import loss_cotangents
-from .validation import check_integer, check_real
+from lorantk.batches import Batch, call, size
+from lorantk.fisher import loss_cotangents
+from lorantk.validation import check_integer, check_real
 
 
 def gradient_descent(

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .effects import Effect, contrast, over_tasks
-from .validation import check_choice
+from evidence.effects import Effect, contrast, over_tasks
+from lorantk.validation import check_choice
 
 ARMS = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
 """What is compared: the change that poison makes, or one arm alone; weights of the rows with poison and without."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lorantk.claims import (
+from evidence.claims import (
     Claim,
     Evidence,
     disagreement,
@@ -19,7 +19,7 @@ from lorantk.claims import (
     render_summary,
     render_tests,
 )
-from lorantk.statements import STATEMENTS
+from evidence.statements import STATEMENTS
 
 GOOD = Evidence("a", 0.5, 0, 1, "autodiff")
 BAD = Evidence("b", 2.0, 0, 1, "Monte Carlo")
@@ -115,10 +115,10 @@ def test_disagreement_is_relative_to_the_second():
 
 def test_every_statement_names_code_and_tests_that_exist(root):
     for statement in STATEMENTS.values():
-        module, name = statement.code.split(".")
-        assert hasattr(importlib.import_module(f"lorantk.{module}"), name)
-        module, name = statement.test.split(".")
-        assert f"def {name}(" in (root / "tests" / f"test_{module}.py").read_text()
+        module, _, name = statement.code.rpartition(".")
+        assert hasattr(importlib.import_module(module), name)
+        package, module, name = statement.test.split(".")
+        assert f"def {name}(" in (root / "tests" / package / f"test_{module}.py").read_text()
         assert f":pyobject: {name}\n" in render_tests()
 
 

@@ -8,7 +8,7 @@ conclusion. The verdict is computed:
 - one fails, and there are amended checks and all pass: "holds with an amended condition";
 - one fails otherwise: "fails as printed".
 
-``python -m lorantk.claims`` prints the table in a terminal, and that of `lorantk.findings` below it.
+``python -m evidence.claims`` prints the table in a terminal, and that of `evidence.findings` below it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .results import results_directory, write_atomically
+from lorantk.validation import check_choice
+
+from .artifacts import results_directory, write_atomically
 from .statements import STATEMENTS
-from .validation import check_choice
 
 ROLES = ("printed", "amended", "corrected")
 VERDICTS = {
@@ -190,11 +191,11 @@ def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
     for record in load_claims(claims_dir):
         page = f"{link_prefix}{record['chapter']}.html"
         statement = STATEMENTS[record["id"]]
-        module, name = statement.code.split(".")
+        package, module, name = statement.code.split(".")
         targets = {"proof": f"{page}#{record['proof']}"}
         if record["figure"]:
             targets["figure"] = f"{page}#fig-{record['figure']}"
-        targets["code"] = f"_modules/lorantk/{module}.html#{name}"
+        targets["code"] = f"_modules/{package}/{module}.html#{name}"
         targets["test"] = f"tests.html#test-{record['id']}"
         links = ", ".join(f'<a href="{target}">{text}</a>' for text, target in targets.items())
         cells = [f"`{record['id']}`", record["statement"], badge(record["verdict"]), _decisive(record), links]
@@ -206,10 +207,11 @@ def render_tests() -> str:
     """A section for each statement with the code of its test, as MyST markdown for a page of the book."""
     sections = []
     for id, statement in STATEMENTS.items():
-        module, name = statement.test.split(".")
+        package, module, name = statement.test.split(".")
+        path = f"tests/{package}/test_{module}.py"
         options = f":language: python\n:pyobject: {name}\n"
-        code = f"```{{literalinclude}} ../tests/test_{module}.py\n{options}```\n"
-        sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `tests/test_{module}.py`:\n\n{code}")
+        code = f"```{{literalinclude}} ../{path}\n{options}```\n"
+        sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `{path}`:\n\n{code}")
     return "\n".join(sections)
 
 
@@ -272,7 +274,7 @@ def main(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    from lorantk.findings import show
+    from evidence.findings import show
 
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("tests/reference/claims")
     main(directory)

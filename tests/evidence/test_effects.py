@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.oneway import anova_oneway
 
-from lorantk.contrasts import against_rest, along, average_task, between_methods, groups, robustness, summarise
-from lorantk.effects import (
+from evidence.effects import (
     Effect,
     contrast,
     discoveries,
@@ -23,6 +22,7 @@ from lorantk.effects import (
     spearman,
     welch,
 )
+from experiments.contrasts import against_rest, along, average_task, between_methods, groups, robustness, summarise
 
 RATES = [0.001, 0.002, 0.004]
 

@@ -29,8 +29,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from torch import Tensor
 
+from .artifacts import results_directory, write_atomically
 from .effects import Effect
-from .results import results_directory, write_atomically
 
 INK, INK_DARK = "#20242a", "#e8e6e3"
 GRID, GRID_DARK = "#d8dade", "#43474e"

@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lorantk.validation import check_choice
+
 from .claims import badge, html_table, interval, number, save_record
 from .effects import Effect
-from .validation import check_choice
 
 FINDINGS = {
     "finding-1": "Against full fine-tuning, LoRA loses more to untargeted poisoning and gives less way to backdoors",

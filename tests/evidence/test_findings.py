@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from lorantk.effects import Effect
-from lorantk.findings import (
+from evidence.effects import Effect
+from evidence.findings import (
     FINDINGS,
     SOURCES,
     Finding,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from benchmarks.report import CostTable, cells, circumstances
 from benchmarks.rows import line
-from lorantk.costs import CostTable, cells, circumstances
 
 LINES = [
     line("fast <one>", 2.0, "times", at_least=1.5, by_cpu=2.5, ours_seconds=0.1, peer_seconds=0.2),

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from lorantk import data
-from lorantk.data import benchmark, digits, recorded
+from benchmarks.report import benchmark
+from evidence import artifacts
+from experiments.data import digits, recorded
 
 
 def test_digits_are_normalised_distinct_and_reproducible():
@@ -38,7 +39,7 @@ def test_the_published_numbers_are_whole():
 
 
 def test_recorded_tables_and_benchmarks_are_found_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "SOURCE_TREE", tmp_path)
+    monkeypatch.setattr(artifacts, "SOURCE_TREE", tmp_path)
     for file, content in (("experiments/results/toy.csv", "a\n0.1\n"), ("benchmarks/results/toy.json", '{"a": 1}')):
         (tmp_path / file).parent.mkdir(parents=True)
         (tmp_path / file).write_text(content)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lorantk.runs import (
+from experiments.runs import (
     at_rate,
     by_seed,
     configurations,

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .validation import check_integer
+from evidence.artifacts import committed
+from lorantk.validation import check_integer
 
 if TYPE_CHECKING:
     import pandas
-
-SOURCE_TREE = Path(__file__).resolve().parent.parent
-"""Root of the tree that an editable install points to."""
 
 
 def digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -82,25 +78,4 @@ def recorded(name: str) -> pandas.DataFrame:
     except ModuleNotFoundError as error:
         raise ImportError("recorded needs the extra 'book': pip install 'lorantk[book]'") from error
     text = {"variance": str, "scaling": str}  # rules such as "1/r", some of which look like numbers
-    return pandas.read_csv(_committed("experiments", name, ".csv"), dtype=text)
-
-
-def benchmark(name: str) -> dict[str, Any]:
-    """A committed measurement of speed and memory: ``benchmarks/results/<name>.json``; see `recorded`."""
-    content: dict[str, Any] = json.loads(_committed("benchmarks/results", name, ".json").read_text())
-    return content
-
-
-def _committed(folder: str, name: str, suffix: str) -> Path:
-    """Path of a committed file of this source tree."""
-    path = SOURCE_TREE / folder / f"{name}{suffix}"
-    if not path.is_file():
-        known = sorted(
-            p.relative_to(SOURCE_TREE / folder).with_suffix("").as_posix()
-            for p in (SOURCE_TREE / folder).rglob(f"*{suffix}")
-        )
-        raise FileNotFoundError(
-            f"name must be a table among {known} in {SOURCE_TREE / folder}; got {name!r}. "
-            "Recorded runs come with the source tree: clone it and install it with pip install -e ."
-        )
-    return path
+    return pandas.read_csv(committed("experiments", name, ".csv"), dtype=text)

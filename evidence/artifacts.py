@@ -1,0 +1,52 @@
+"""Where a run writes what it found, and how: whole files or nothing; and where committed files are found again."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+SOURCE_TREE = Path(__file__).resolve().parent.parent
+"""Root of the tree that an editable install points to."""
+
+
+def results_directory(kind: str) -> Path:
+    """Directory for "figures" or "claims": below the environment's LORANTK_RESULTS, or below ./results."""
+    directory = Path(os.environ.get("LORANTK_RESULTS", "results")) / kind
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to a temporary file beside `path`, then rename it: readers see the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with ExitStack() as undo:
+        undo.callback(os.unlink, temporary)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        undo.pop_all()
+
+
+def committed(folder: str, name: str, suffix: str) -> Path:
+    """Path of a committed file ``<folder>/<name><suffix>`` of this source tree.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file, as in an installation without the source tree.
+    """
+    path = SOURCE_TREE / folder / f"{name}{suffix}"
+    if not path.is_file():
+        known = sorted(
+            p.relative_to(SOURCE_TREE / folder).with_suffix("").as_posix()
+            for p in (SOURCE_TREE / folder).rglob(f"*{suffix}")
+        )
+        raise FileNotFoundError(
+            f"name must be a table among {known} in {SOURCE_TREE / folder}; got {name!r}. "
+            "Recorded runs come with the source tree: clone it and install it with pip install -e ."
+        )
+    return path

@@ -1,0 +1,133 @@
+"""The statements that the companion checks: each needs a claim."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Statement(NamedTuple):
+    """One line in our own words, the function that computes it, and a test for it ("package.module.name" each)."""
+
+    text: str
+    code: str
+    test: str
+
+
+STATEMENTS: dict[str, Statement] = {
+    "eq-1": Statement(
+        "LoRA adds a scaled product of two thin matrices to a frozen weight",
+        "lorantk.adapters.attach",
+        "lorantk.lora.test_same_function_gradient_and_merged_weight_as_peft",
+    ),
+    "eq-2": Statement(
+        "The tangent kernel is the inner product of output gradients",
+        "lorantk.kernels.ntk",
+        "lorantk.kernels.test_three_methods_agree_with_brute_force",
+    ),
+    "ntk-limit": Statement(
+        "At infinite width the tangent kernel of full fine-tuning is deterministic",
+        "lorantk.kernels.ntk",
+        "lorantk.search.test_recursion_and_determinism_survive",
+    ),
+    "ntk-limit-lora": Statement(
+        "At infinite width the tangent kernel of LoRA is deterministic",
+        "lorantk.sweeps.lora_ntk_sweep",
+        "lorantk.counterexamples.test_ntk_limit_lora_one_row_is_as_random_at_any_width",
+    ),
+    "ntk-constant": Statement(
+        "At infinite width the tangent kernel stays constant while full fine-tuning trains",
+        "experiments.training.gradient_descent",
+        "lorantk.search.test_full_fine_tuning_moves_its_kernel_less_in_a_wide_network",
+    ),
+    "ntk-constant-lora": Statement(
+        "At infinite width the tangent kernel of LoRA stays constant while it trains",
+        "experiments.training.gradient_descent",
+        "lorantk.counterexamples.test_ntk_constant_lora_the_kernel_of_A_does_not_depend_on_the_width",
+    ),
+    "eq-3": Statement(
+        "Untargeted poisoning maximises the alignment of clean and poisoned gradients",
+        "lorantk.attacks.gradient_alignment",
+        "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
+    ),
+    "eq-4": Statement(
+        "Backdoor poisoning minimises the alignment of clean and triggered gradients",
+        "lorantk.attacks.gradient_alignment",
+        "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
+    ),
+    "thm-fisher": Statement(
+        "Fisher information is the kernel weighted by loss derivatives",
+        "lorantk.fisher.fisher_spectrum",
+        "lorantk.search.test_fisher_is_the_weighted_kernel_at_every_width",
+    ),
+    "eq-6": Statement(
+        "Information bits are half the sum of the nonzero eigenvalues",
+        "lorantk.spectra.information_bits",
+        "lorantk.counterexamples.test_eq_6_the_printed_sum_is_not_half_the_log_determinant",
+    ),
+    "eq-7": Statement(
+        "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
+        "lorantk.spectra.renyi_entropy",
+        "lorantk.counterexamples.test_eq_7_infinity_gives_minus_the_logarithm_and_order_one_diverges",
+    ),
+    "eq-8": Statement(
+        "The infinite-width kernel obeys a recursion over layers",
+        "lorantk.limits.infinite_width_ntk",
+        "lorantk.search.test_recursion_and_determinism_survive",
+    ),
+    "eq-9": Statement(
+        "Σ is the Gaussian expectation, and the sum over neurons, of products of activations",
+        "lorantk.limits.infinite_width_ntk",
+        "lorantk.limits.test_closed_forms_agree_with_quadrature",
+    ),
+    "lem-lora-ntk": Statement(
+        "LoRA's kernel is the recursion with A between the activations",
+        "lorantk.layers.LayerFactors",
+        "lorantk.kernels.test_sweep_equals_draw_by_draw",
+    ),
+    "thm-relation": Statement(
+        "LoRA's kernel is full fine-tuning's plus Δᵣ",
+        "lorantk.spectra.delta_matrix",
+        "lorantk.search.test_relation_and_loewner_order_survive",
+    ),
+    "thm-relation-attention": Statement(
+        "The relation and its order hold in the projections of a self-attention block",
+        "lorantk.models.SelfAttentionBlock",
+        "lorantk.search.test_relation_and_loewner_order_survive_in_attention",
+    ),
+    "thm-nsd": Statement(
+        "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+        "lorantk.spectra.nsd_variance_bound",
+        "lorantk.counterexamples.test_thm_nsd_one_by_one",
+    ),
+    "cor-ideal": Statement(
+        "At r = n and σₐ² = 1/n the matrix M converges to 0",
+        "lorantk.spectra.delta_matrix",
+        "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
+    ),
+    "thm-ib": Statement(
+        "LoRA has no more information bits than full fine-tuning where M ≤ 0",
+        "lorantk.spectra.information_bits",
+        "lorantk.counterexamples.test_thm_ib_more_bits_with_fewer_eigenvalues",
+    ),
+    "thm-renyi": Statement(
+        "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
+        "lorantk.spectra.renyi_entropy",
+        "lorantk.counterexamples.test_thm_renyi_is_reversed_above_order_one",
+    ),
+    "premise": Statement(
+        "Under PEFT's defaults the premise of the theorems is met",
+        "lorantk.spectra.nsd_variance_bound",
+        "lorantk.spectra.test_probability_of_semidefiniteness_matches_draws",
+    ),
+    "direction": Statement(
+        "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
+        "lorantk.attacks.gradient_alignment",
+        "lorantk.counterexamples.test_direction_smaller_inner_products_for_every_adversary",
+    ),
+    "why-it-matters": Statement(
+        "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
+        "lorantk.attacks.gradient_alignment",
+        "lorantk.search.test_cosines_of_orthogonal_pairs_follow_the_exact_law",
+    ),
+}
+"""Every statement that must carry a claim, in the order of the poster; ours come last."""
