@@ -46,10 +46,11 @@ bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results
 serve: book ## serve the book on http://127.0.0.1:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## ruff, mypy, and the layers between packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean: ## remove all that was generated, and .venv
 	rm -rf .venv book/_build book/_generated book/notebooks book/_static/figures book/_static/claims book/_static/findings book/claims.md .venv-peers

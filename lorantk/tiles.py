@@ -11,7 +11,9 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-
-from evidence.artifacts import write_atomically
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -150,3 +150,16 @@ class _File(_Memory):
         os.replace(self.partial, self.out)
         self.record.unlink(missing_ok=True)
         return torch.from_numpy(np.load(self.out, mmap_mode="c"))
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to a temporary file beside `path`, then rename it: readers see the old file or the new one."""
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with ExitStack() as undo:
+        undo.callback(os.unlink, temporary)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        undo.pop_all()
