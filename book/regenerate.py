@@ -25,14 +25,16 @@ import nbformat
 import papermill
 import typer
 from chapters import PACKAGES, Chapter, find_chapters, parse_overrides
+from pages import readme_with_claims, write_generated_pages
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from evidence.findings import missing_findings
+
 ROOT = Path(__file__).resolve().parent.parent
-CLAIMS_START, CLAIMS_END = "<!-- claims:start -->", "<!-- claims:end -->"
 console = Console(soft_wrap=True)
 
 
@@ -109,37 +111,8 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
     return outcomes
 
 
-def write_generated_pages(root: Path) -> None:
-    """Write the pages that are rendered from claims and findings: book/claims.md, and what the front page and the page
-    of tests include."""
-    from evidence import claims, findings
-
-    static = root / "book" / "_static"
-    page = (root / "book" / "claims.template.md").read_text()
-    for name, module in (("claims", claims), ("findings", findings)):
-        page = page.replace(f"{{{{ {name} }}}}", module.render_markdown(static / name, link_prefix="notebooks/"))
-    (root / "book" / "claims.md").write_text(page)
-    (root / "book" / "_generated").mkdir(exist_ok=True)
-    summary = claims.render_summary(static / "claims") + "\n" + findings.render_summary(static / "findings")
-    (root / "book" / "_generated" / "summary.md").write_text(summary)
-    (root / "book" / "_generated" / "tests.md").write_text(claims.render_tests())
-
-
-def readme_with_claims(root: Path) -> str:
-    """README.md with its block of claims and findings from the reference, which does not vary between machines."""
-    from evidence import claims, findings
-
-    before, rest = (root / "README.md").read_text().split(CLAIMS_START)
-    reference = root / "tests" / "reference"
-    five = f"The five empirical findings, by source of evidence:\n\n{findings.render_plain(reference / 'findings')}"
-    block = f"{claims.render_plain(reference / 'claims')}\n{five}"
-    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
-
-
 def check_numbers(root: Path) -> list[Difference]:
     """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
-    from evidence.findings import missing_findings
-
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
     if readme_with_claims(root) != (root / "README.md").read_text():
         differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))

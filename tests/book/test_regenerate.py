@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evidence.effects import Effect
-from evidence.findings import FINDINGS, SOURCES, Finding
+from evidence.findings import Finding
+from evidence.statements import FINDINGS, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
