@@ -290,3 +290,26 @@ def test_empty_entries_agree_with_each_other_only(numbers):
     assert reference.compare(*numbers) == []
     (numbers[0] / "figures" / "f.csv").write_text("x,label\n1.0,a\n1.0,b\n")
     assert [d.column for d in reference.compare(*numbers)] == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("f.json", '{"columns": {}}'),
+        ("f.json", '{"columns": {"x": {"rtol": 1e-3, "atol": 0}}}'),
+        ("f.json", '{"columns": {"x": {"rtol": 1, "atoll": 0}, "label": {"rtol": 1, "atol": 0}}}'),
+        ("f.json", '{"columns": '),
+        ("f.json", "{}"),
+        ("f.csv", ""),
+        ("f.csv", "x,label\n"),
+    ],
+)
+def test_a_reference_that_compares_nothing_is_a_difference(numbers, file, content):
+    for side in numbers:  # the same on both sides: they would agree by accident
+        (side / "figures" / file).write_text(content)
+    assert len(reference.compare(*numbers)) == 1
+
+
+def test_a_reference_without_its_tolerances_is_a_difference(numbers):
+    (numbers[1] / "figures" / "f.json").unlink()
+    assert [d.allowed for d in reference.compare(*numbers)] == ["a table and its tolerances"]
