@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import nbformat
 import papermill
 import typer
-from chapters import PACKAGES, Chapter, find_chapters, parse_overrides
+from chapters import PACKAGES, Chapter, find_chapters, foreign_packages, parse_overrides
 from pages import readme_with_claims, write_generated_pages
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
@@ -231,6 +231,11 @@ def main(
     With --set the run is a trial: it goes to book/_build/trial and leaves the book alone.
     """
     start = time.perf_counter()
+    foreign = foreign_packages(ROOT)
+    if foreign:
+        console.print(f"other code than this tree's would run: {foreign}", markup=False)
+        console.print(f"mend it with: {sys.executable} -m pip install --no-deps -e {ROOT}", markup=False)
+        raise typer.Exit(2)
     try:
         chapters = find_chapters(root, only)
         overrides = {c.name: parse_overrides(c, settings or []) for c in chapters}

@@ -10,6 +10,7 @@ import html
 import io
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -134,8 +135,8 @@ def save(
         raise ValueError(f"alt must say what figure {name!r} shows; got an empty text")
     if frame.empty:
         raise ValueError(f"data of figure {name!r} must hold the plotted numbers; got no rows")
-    if not name.replace("-", "").isalnum() or name != name.lower():
-        raise ValueError(f"name must be lower-case letters, digits and hyphens; got {name!r}")
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be lower-case letters a to z, digits and hyphens; got {name!r}")
     unknown = set(tolerance or {}) - set(frame.columns)
     if unknown:
         raise ValueError(f"tolerance must name columns among {list(frame.columns)}; got {sorted(unknown)}")

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import reference  # noqa: E402
 import regenerate  # noqa: E402
 import typer  # noqa: E402
-from chapters import data_files, find_chapters, imported_modules, parse_overrides  # noqa: E402
+from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides  # noqa: E402
 
 NOTEBOOK = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
@@ -313,3 +313,17 @@ def test_a_reference_that_compares_nothing_is_a_difference(numbers, file, conten
 def test_a_reference_without_its_tolerances_is_a_difference(numbers):
     (numbers[1] / "figures" / "f.json").unlink()
     assert [d.allowed for d in reference.compare(*numbers)] == ["a table and its tolerances"]
+
+
+def test_code_of_another_tree_is_refused(toy, monkeypatch):
+    assert foreign_packages(ROOT) == {}
+    assert set(foreign_packages(toy)) == {"lorantk", "evidence", "experiments", "benchmarks"}
+    monkeypatch.setattr(regenerate, "ROOT", toy)
+    result = run(toy)
+    assert result.exit_code == 2
+    assert f"-m pip install --no-deps -e {toy}" in result.stdout
+    assert not executed(toy)
+
+
+def test_a_chapter_has_a_number_with_or_without_its_zero(toy):
+    assert find_chapters(toy, ["2"]) == find_chapters(toy, ["02"]) == find_chapters(toy, ["02-second"])

@@ -89,6 +89,8 @@ def test_nothing_half_written_is_left_behind(results, monkeypatch):
     [
         ({"alt": " "}, "alt must say what figure 'curve' shows"),
         ({"data": {"x": []}}, "data of figure 'curve' must hold"),
+        ({"name": "größe"}, "name must be lower-case"),
+        ({"name": "curve-"}, "name must be lower-case"),
         ({"name": "My Figure"}, "name must be lower-case"),
         ({"tolerance": {"z": {"rtol": 1}}}, "tolerance must name columns among"),
     ],
