@@ -79,7 +79,7 @@ def foreign_packages(root: Path) -> dict[str, str]:
 
 
 def find_chapters(root: Path, only: list[str] | None = None) -> list[Chapter]:
-    """Chapters of the project in order; `only` selects by number ("03", "3") or name, an unknown one is a ValueError."""
+    """Chapters of the project in order; `only` selects by number ("03", "3") or name; an unknown one is refused."""
     chapters = [Chapter(root, path.stem) for path in sorted((root / "notebooks").glob("*.md"))]
     if not only:
         return chapters

@@ -6,6 +6,7 @@ only when Sphinx is content. A failure leaves the previous good book as it was.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from evidence.artifacts import write_atomically
 from evidence.findings import missing_findings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,6 +220,7 @@ def report_book(root: Path, chapters: list[Chapter], ran: dict[str, float], rend
 
 
 def main(
+    context: typer.Context,
     only: Annotated[list[str] | None, typer.Option(help="Chapter to execute, by number or name; repeatable.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Parameter name=value; repeatable.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Chapters executed at once.")] = os.cpu_count() or 1,
@@ -242,6 +245,17 @@ def main(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     book = root / "book"
+    build = book / "_build"
+    build.mkdir(parents=True, exist_ok=True)
+    lock = (build / "lock").open("w")  # held until the command ends, however it ends
+    context.call_on_close(lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.print(f"another regeneration is at work on {root}: wait for its end", markup=False)
+        raise typer.Exit(2) from None
+    for leftover in [*build.glob("stage-*"), *(build / "trial" / "_build").glob("stage-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed
     if settings:
         trial = book / "_build" / "trial"
         outcomes = run_chapters(chapters, overrides, trial, jobs)
@@ -259,7 +273,7 @@ def main(
     write_generated_pages(root)
     if update_reference:
         update(book / "_static", root / "tests" / "reference")
-        (root / "README.md").write_text(readme_with_claims(root))
+        write_atomically(root / "README.md", readme_with_claims(root))
         for picture in (root / "docs").glob("*.png"):
             shutil.copyfile(book / "_static" / "figures" / picture.name, picture)
     rendered = False if no_render else render(root)

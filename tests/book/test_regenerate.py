@@ -1,5 +1,6 @@
 """Regeneration on a toy project: caching, failures, parameters, the comparison with the reference."""
 
+import fcntl
 import itertools
 import json
 import shutil
@@ -327,3 +328,18 @@ def test_code_of_another_tree_is_refused(toy, monkeypatch):
 
 def test_a_chapter_has_a_number_with_or_without_its_zero(toy):
     assert find_chapters(toy, ["2"]) == find_chapters(toy, ["02"]) == find_chapters(toy, ["02-second"])
+
+
+def test_two_at_once_are_refused_and_leftovers_swept(toy):
+    leftover = toy / "book" / "_build" / "stage-killed"
+    leftover.mkdir(parents=True)
+    with (toy / "book" / "_build" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run(toy)
+    assert refused.exit_code == 2
+    assert "another regeneration is at work" in refused.stdout
+    assert leftover.exists()  # it may belong to the other one
+    for path in (toy / "notebooks").glob("*.md"):
+        path.unlink()
+    run(toy)
+    assert not leftover.exists()
