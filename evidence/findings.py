@@ -1,7 +1,7 @@
 """The paper's five findings: what each source of evidence says, as effects with intervals and a computed verdict.
 
 A finding is empirical: no proof settles it. Three sources speak, kept apart: the numbers that the paper *published*,
-read again; our small networks on the *desk*; our sentence encoder on real *text*. Effects are oriented: positive is
+read again; our small networks on *digits*; our sentence encoder on real *text*. Effects are oriented: positive is
 what the finding says. Readings and verdicts follow:
 
 - an effect is "supported" if its whole interval is above 0, "reversed" if it is below, else "not shown";
@@ -33,7 +33,7 @@ FINDINGS = {
 }
 """Id -> the finding in our words, in the order of the poster."""
 
-SOURCES = ("published", "desk", "text")
+SOURCES = ("published", "digits", "text")
 READINGS = ("supported", "reversed", "not shown")
 STYLES = {
     "supported": "holds",
@@ -58,7 +58,7 @@ class Finding:
     ----------
     id : str
         A key of `FINDINGS`.
-    source : {"published", "desk", "text"}
+    source : {"published", "digits", "text"}
     effects : sequence of Effect
         One per part of the finding, oriented: positive is what the finding says.
     decisive : str
