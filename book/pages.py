@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evidence.artifacts import write_atomically
+from evidence.artifacts import CorruptFile, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
 from evidence.findings import STYLES, findings_table, overall_verdicts
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
@@ -19,8 +20,11 @@ def write_generated_pages(root: Path) -> None:
     """Write book/claims.md, and what the front page and the page of tests include, from the book's own records."""
     book = root / "book"
     page = (book / "claims.template.md").read_text()
-    page = page.replace("{{ claims }}", claims_table(book / "_static" / "claims", claim_links).html())
-    page = page.replace("{{ findings }}", findings_table(book / "_static" / "findings", finding_links).html())
+    tables = {
+        "claims": claims_table(book / "_static" / "claims", claim_links).html(),
+        "findings": findings_table(book / "_static" / "findings", finding_links).html(),
+    }
+    page = re.sub(r"\{\{ (claims|findings) \}\}", lambda match: tables[match[1]], page)
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
@@ -29,12 +33,16 @@ def write_generated_pages(root: Path) -> None:
 
 def readme_with_claims(root: Path) -> str:
     """README.md with its block of claims and findings from the reference, which does not vary between machines."""
-    before, rest = (root / "README.md").read_text().split(CLAIMS_START)
+    readme = (root / "README.md").read_text()
+    before, _, rest = readme.partition(CLAIMS_START)
+    _, end, after = rest.partition(CLAIMS_END)
+    if not end:
+        raise CorruptFile(root / "README.md", 1, f"must hold {CLAIMS_START} and, after it, {CLAIMS_END}")
     reference = root / "tests" / "reference"
     claims = claims_table(reference / "claims", source_link).markdown()
     findings = findings_table(reference / "findings", source_link).markdown()
     block = f"{claims}\nThe five empirical findings, by source of evidence:\n\n{findings}"
-    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
+    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{after}"
 
 
 def summary(directory: Path) -> str:

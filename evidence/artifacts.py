@@ -5,16 +5,46 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorantk.tiles import write_atomically
 
-__all__ = ["committed", "results_directory", "save_record", "write_atomically"]
+__all__ = ["CorruptFile", "committed", "read_record", "results_directory", "save_record", "write_atomically"]
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 """Root of the tree that an editable install points to."""
+
+
+class CorruptFile(ValueError):
+    """A file that is not what this project writes: its path, the line where it stops being so, and the reason."""
+
+    def __init__(self, path: Path, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}")
+
+
+def read_record(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """The JSON object in a file, whose keys must be `keys`.
+
+    Raises
+    ------
+    CorruptFile
+        If it is no JSON, as after a truncation or a merge, or no object with these keys.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise CorruptFile(path, error.lineno, f"no JSON: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise CorruptFile(path, 1 + error.object[: error.start].count(b"\n"), "no text in UTF-8") from error
+    if not isinstance(record, dict):
+        raise CorruptFile(path, 1, f"must hold one JSON object; got a {type(record).__name__}")
+    if missing := sorted(set(keys) - record.keys()):
+        raise CorruptFile(path, 1, f"has no {', '.join(missing)}")
+    if extra := sorted(record.keys() - set(keys)):
+        raise CorruptFile(path, 1, f"has more than it should: {', '.join(extra)}")
+    return record
 
 
 def results_directory(kind: str) -> Path:

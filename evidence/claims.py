@@ -13,7 +13,6 @@ conclusion. The verdict is computed:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from lorantk.validation import check_choice
 
-from .artifacts import save_record
+from .artifacts import read_record, save_record
 from .statements import STATEMENTS
 from .tables import Badge, Cell, Code, Table, cell_html, interval, number
 
@@ -35,6 +34,8 @@ VERDICTS = {
     "holds with an amended condition": "amended",
     "fails as printed": "fails",
 }
+KEYS = ("id", "evidence", "decisive", "figure", "definition", "statement", "verdict", "chapter", "proof")
+"""What a saved claim holds."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def disagreement(first: Tensor, second: Tensor) -> float:
 
 def load_claims(directory: Path) -> list[dict[str, Any]]:
     """Claims saved in `directory` as dictionaries, in the order of `STATEMENTS`."""
-    records = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
-    return [records[id] for id in STATEMENTS if id in records]
+    paths = {id: directory / f"{id}.json" for id in STATEMENTS}
+    return [read_record(path, KEYS) for path in paths.values() if path.exists()]
 
 
 def missing_claims(directory: Path) -> list[str]:
