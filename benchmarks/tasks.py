@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from experiments.stacked import Stacked
 from lorantk import LoRA, fisher_spectrum, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
+from lorantk.factors import LayerFactors
 from lorantk.fisher import loss_gram
 from lorantk.grams import gram
-from lorantk.layers import LayerFactors
 
 VERSIONS = ("lorantk", "torch", "numpy")
 Run = Callable[[], Tensor]
@@ -64,7 +64,7 @@ def kernel(widths: Sequence[int], n: int, output: str = "full", **options: Any) 
 def kernel_of_adapters(widths: Sequence[int], n: int, rank: int) -> Run:
     """The kernel of adapters at their start, summed over outputs, by lorantk."""
     model, x = network(widths), inputs(n, widths[0])
-    return lambda: ntk(model, x, output="trace", method="layerwise", lora=LoRA(rank))
+    return lambda: ntk(LoRA(rank).attach(model), x, output="trace", method="layerwise")
 
 
 def jacobian_kernel(widths: Sequence[int], n: int) -> Run:
@@ -192,7 +192,7 @@ def bert_adapters(n: int, tokens: int, layers: int, width: int, vocabulary: int,
     """The kernel of adapters on query and value."""
     model, x = bert(layers, width, vocabulary, tokens), text(n, tokens, vocabulary)
     lora = LoRA(rank, layers=["query", "value"])
-    return lambda: ntk(model, {"input_ids": x}, lora=lora, max_memory=max_memory)
+    return lambda: ntk(lora.attach(model), {"input_ids": x}, max_memory=max_memory)
 
 
 def _training_set(width: int, networks: int, n: int) -> tuple[list[nn.Sequential], Tensor, Tensor]:

@@ -162,7 +162,7 @@ def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def kernel_ratio(run: Run, layer: str) -> float:
     """tr K_LoRA / tr K_FF of one hidden layer on 64 training inputs: s^2 r sigma_a^2 in the mean over draws of A."""
     network, x = pretrained(run.seed), split(run.seed).train[0][:64]
-    lora = ntk(network, x, lora=_lora(run, layer), seed=run.seed, output="trace").trace()
+    lora = ntk(_lora(run, layer).attach(network, run.seed), x, output="trace").trace()
     return (lora / ntk(network, x, layers=[layer], output="trace").trace()).item()
 
 

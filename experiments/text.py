@@ -176,7 +176,7 @@ def kernel_ratios(task: Task, run: Run) -> dict[str, float]:
     ratios = {}
     for name, lora in loras(model, run).items():
         full = ntk(model, x, layers=[name], output="trace").trace()
-        ratios[name] = (ntk(model, x, lora=lora, seed=run.seed, output="trace").trace() / full).item()
+        ratios[name] = (ntk(lora.attach(model, run.seed), x, output="trace").trace() / full).item()
     return ratios
 
 
