@@ -84,7 +84,8 @@ def loras(model: nn.Module, run: Run) -> dict[str, LoRA]:
 
 def adapters(model: nn.Module, run: Run) -> Mapping[str, Adapter]:
     """The run's adapters of a `Classifier` at their start, by layer name."""
-    return {name: lora.adapters(model, run.seed)[name] for name, lora in loras(model, run).items()}
+    drawn = loras(model, run)
+    return {name: Adapter(lora.sample(model, run.seed)[name], None, lora.scaling) for name, lora in drawn.items()}
 
 
 def with_peft(model: nn.Module, drawn: Mapping[str, Adapter]) -> nn.Module:

@@ -97,8 +97,9 @@ def start(runs: Sequence[Run]) -> Stacked:
     prefactors: list[dict[str, float]] = []
     for run, network in zip(runs, networks, strict=True):
         if run.method == "lora":
+            drawn = [(_lora(run, layer), layer) for layer in HIDDEN]
             adapters.append(
-                {k: v for layer in HIDDEN for k, v in _lora(run, layer).adapters(network, run.seed).items()}
+                {name: Adapter(lora.sample(network, run.seed)[name], None, lora.scaling) for lora, name in drawn}
             )
         elif run.method == "matched":
             prefactors.append({layer: kernel_ratio(run, layer) ** 0.5 for layer in HIDDEN})

@@ -73,7 +73,7 @@ def adaptable_layers(model: nn.Module, layers: str | Sequence[str] | None = None
 
 
 def layers_with_adapters(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:
-    """`adaptable_layers` of a model that may carry adapters: a layer and its adapters count as one, under its name.
+    """`adaptable_layers` of a model that may carry adapters: an adapted layer is a layer too, adapters included.
 
     So ``layers=["0"]`` means the same before and after `lorantk.attach` and ``peft.get_peft_model``.
 
@@ -82,13 +82,10 @@ def layers_with_adapters(model: nn.Module, layers: str | Sequence[str]) -> dict[
     TypeError, ValueError
         As `adaptable_layers`.
     """
-    modules: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if not name.startswith(inside):
-            modules[name] = module
-            inside += (f"{name}.",) if hasattr(module, "get_base_layer") else ()
-    return {name: modules[name] for name in _named(model, {n: base_layer(m) for n, m in modules.items()}, layers)}
+    modules = dict(model.named_modules())
+    named = _named(model, {name: base_layer(module) for name, module in modules.items()}, layers)
+    adapted = tuple(f"{name}." for name in named if hasattr(modules[name], "get_base_layer"))
+    return {name: modules[name] for name in named if not name.startswith(adapted)}
 
 
 def base_layer(module: nn.Module) -> nn.Module:

@@ -104,3 +104,29 @@ def test_bad_labels_are_named(function, y, loss, error, message):
 def test_one_output_has_no_cross_entropy():
     with pytest.raises(ValueError, match="two outputs or more"):
         fisher_trace(LoRA(1).attach(mlp([3, 1]).double()), X, torch.tensor([0, 0]))
+
+
+class Named(torch.nn.Module):
+    """A model whose tensors carry names that this package uses too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp([3, 4, 2])
+
+    def forward(self, inputs, cotangents):
+        return self.inner(inputs) * cotangents
+
+
+def test_every_tensor_of_a_batch_reaches_the_model():
+    model, y = Named().double(), torch.tensor([0, 1])
+    x = {"inputs": X, "cotangents": gaussian(2, 2, seed=3)}
+    G = loss_gradients(model, x, y)
+    assert relative(loss_gram(model, x, y), G @ G.T) < 1e-10
+
+
+def test_layers_add_up_to_the_whole_fisher_gram():
+    y = torch.tensor([0, 1])
+    for model in (NET, LoRA(2).attach(NET)):
+        parts = sum(loss_gram(model, X, y, layers=[name]) for name in ("0", "2"))
+        assert relative(parts, loss_gram(model, X, y)) < 1e-10
+        assert relative(loss_gram(model, X, y, method="jacobian"), parts) < 1e-10

@@ -260,19 +260,19 @@ NET = mlp([3, 4, 2]).double()
         ({"x1": X, "max_memory": 1.5}, TypeError, "max_memory must be bytes"),
         ({"x1": X, "max_memory": "1GB", "method": "vector_products"}, ValueError, "'vector_products' makes no blocks"),
         ({"x1": X, "out": "kernel.txt"}, ValueError, "out must be a path ending in .npy"),
-        ({"x1": X, "lora": LoRA(4)}, ValueError, "rank must be at most the fan-in 3"),
-        ({"x1": X, "lora": LoRA(2), "seed": -1}, ValueError, "seed must be at least 0"),
-        ({"x1": X, "adapters": {"0": X[:, :2]}}, ValueError, "must have shape \\(rank, 3\\)"),
-        ({"x1": X, "adapters": {"9": X}}, ValueError, "no such layer"),
-        ({"x1": X, "adapters": {}}, ValueError, "adapters must name at least one layer"),
-        ({"x1": X, "adapters": {"0": Adapter(X)}, "lora": LoRA(2)}, ValueError, "lora must be None"),
-        ({"x1": X, "adapters": {"0": X}, "lora": LoRA(1)}, ValueError, "lora.rank = 1 rows"),
-        ({"x1": X, "adapters": {"0": X}, "layers": ["2"]}, ValueError, "layers must name adapted layers"),
     ],
 )
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         ntk(NET, **arguments)
+
+
+def test_a_layer_keeps_its_name_when_it_is_adapted():
+    tuned = attach(NET, {"0": X[:2]})
+    assert torch.equal(ntk(tuned, X, layers=["0"]), ntk(tuned, X))
+    assert torch.equal(ntk(tuned, X, layers="0"), ntk(tuned, X, layers=["0.up"]))
+    with pytest.raises(ValueError, match=r"frozen \(requires_grad=False\): \['2'\]"):
+        ntk(tuned, X, layers=["2"])
 
 
 @pytest.mark.parametrize(
