@@ -110,6 +110,6 @@ def with_peft(model: nn.Module, drawn: Mapping[str, Adapter]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # PEFT's own draw, replaced below, moves the global random state
         wrapped = get_peft_model(model, config)
     for name, adapter in drawn.items():
-        model.get_submodule(name).lora_A["default"].weight.data.copy_(adapter.A)
+        model.get_parameter(f"{name}.lora_A.default.weight").data.copy_(adapter.A)
     model.get_submodule("head").requires_grad_(True)
     return wrapped
