@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 from chapters import Chapter, find_chapters, foreign_packages, parse_overrides
 from execution import Outcome, console, run_chapters
-from pages import readme_with_claims, write_generated_pages
+from pages import readme_with_results, write_generated_pages
 from reference import Difference, compare, update
 from render import RenderError, render
 from rich.table import Table
@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def check_numbers(root: Path) -> list[Difference]:
     """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
-    if readme_with_claims(root) != (root / "README.md").read_text():
-        differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))
+    if readme_with_results(root) != (root / "README.md").read_text():
+        differences.append(Difference("README.md", "results", "differs from the reference", "equal"))
     missing = missing_findings(root / "book" / "_static" / "findings")
     return differences + [Difference(f"findings/{name}", "", "no chapter computes it", "present") for name in missing]
 
@@ -156,7 +156,7 @@ def finish(
     write_generated_pages(root)
     if update_reference:
         update(static, root / "tests" / "reference")
-        write_atomically(root / "README.md", readme_with_claims(root))
+        write_atomically(root / "README.md", readme_with_results(root))
         for picture in (root / "docs").glob("*.png"):
             write_atomically(picture, (static / "figures" / picture.name).read_bytes())
     rendered = False if no_render else render(root)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lorantk.tiles import write_atomically
 
-__all__ = ["CorruptFile", "committed", "read_record", "results_directory", "save_record", "write_atomically"]
+__all__ = [
+    "CorruptFile",
+    "committed",
+    "read_record",
+    "results_directory",
+    "save_record",
+    "table_rows",
+    "write_atomically",
+]
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 """Root of the tree that an editable install points to."""
@@ -24,8 +35,8 @@ class CorruptFile(ValueError):
         super().__init__(f"{path}:{line}: {reason}")
 
 
-def read_record(path: Path, keys: Collection[str]) -> dict[str, Any]:
-    """The JSON object in a file, whose keys must be `keys`.
+def read_record(path: Path, keys: Collection[str] | None = None) -> dict[str, Any]:
+    """The JSON object in a file, whose keys must be `keys` if they are given.
 
     Raises
     ------
@@ -40,11 +51,39 @@ def read_record(path: Path, keys: Collection[str]) -> dict[str, Any]:
         raise CorruptFile(path, 1 + error.object[: error.start].count(b"\n"), "no text in UTF-8") from error
     if not isinstance(record, dict):
         raise CorruptFile(path, 1, f"must hold one JSON object; got a {type(record).__name__}")
+    if keys is None:
+        return record
     if missing := sorted(set(keys) - record.keys()):
         raise CorruptFile(path, 1, f"has no {', '.join(missing)}")
     if extra := sorted(record.keys() - set(keys)):
         raise CorruptFile(path, 1, f"has more than it should: {', '.join(extra)}")
     return record
+
+
+def table_rows(path: Path, text: str) -> list[list[str]]:
+    """Rows of the CSV `text` of a file, the header first: of one length, and with ids of their own if it has ids.
+
+    Raises
+    ------
+    CorruptFile
+        On the marks of a merge, a row that is shorter or longer than the header, an id that is none or stands twice.
+    """
+    rows = list(csv.reader(io.StringIO(text)))
+    place = rows[0].index("id") if rows and "id" in rows[0] else None
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows, 1):
+        if re.match(r"<{7}|={7}|>{7}|\|{7}", "".join(row[:1])):
+            raise CorruptFile(path, line, "two versions were merged: keep the rows of both, each once")
+        if len(row) != len(rows[0]):
+            raise CorruptFile(path, line, f"{len(row)} values below {len(rows[0])} columns: delete the row, run again")
+        if place is None or line == 1:
+            continue
+        if not re.fullmatch("[0-9a-f]{12}", identifier := row[place]):
+            raise CorruptFile(path, line, f"an id has twelve hexadecimal digits; got {identifier!r}")
+        if identifier in lines:
+            raise CorruptFile(path, line, f"id {identifier} stands in line {lines[identifier]} already: keep one")
+        lines[identifier] = line
+    return rows
 
 
 def results_directory(kind: str) -> Path:

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 from rich.table import Table
 
-from evidence.artifacts import write_atomically
+from evidence.artifacts import CorruptFile, write_atomically
 
 from .config import RESULTS, TASKS, Run, load_grid
 from .rates import check_rates, choose, write_rates
-from .schedule import console, execute, left, sweep
+from .schedule import WorkersLost, console, execute, left, sweep
 from .table import ResultsTable
 
 GRIDS = Path(__file__).parent / "grids"
@@ -158,8 +159,8 @@ def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, siz
         raise typer.BadParameter(f"scheduler must be an address such as tcp://HOST:PORT; got {scheduler!r}")
     try:
         new = sweep(runs, results, processes=jobs, scheduler=scheduler, size=size)
-    except (ImportError, OSError) as error:
-        console.print(f"[red]{error}")
+    except (ImportError, OSError, WorkersLost) as error:
+        console.print(f"[red]{escape(str(error))}")
         raise typer.Exit(1) from error
     console.print(f"{new} runs trained, {len({run.id for run in runs}) - new} were there already: {results}")
 
@@ -179,7 +180,8 @@ def _recorded(identifier: str, results: Path) -> dict[str, Any]:
         if identifier in (table := ResultsTable(results, task)).ids():
             frame = table.read().astype(object)
             row = frame[frame.id == identifier].iloc[0]
-            return {name: None if value != value else value for name, value in row.where(row.notna(), None).items()}
+            row = row.where(row.notna(), None)
+            return {str(name): None if value != value else value for name, value in row.items()}
     raise typer.BadParameter(f"ID must be that of a row in {results}; got {identifier!r}")
 
 
@@ -192,5 +194,14 @@ def _text(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def main() -> None:
+    """The command line; a damaged file ends it with one line."""
+    try:
+        app()
+    except CorruptFile as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

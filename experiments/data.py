@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evidence.artifacts import committed
-from lorantk.validation import check_integer
+from evidence.artifacts import committed, table_rows
+from lorantk.batches import check_integer
 
 if TYPE_CHECKING:
     import pandas
@@ -70,6 +70,8 @@ def recorded(name: str) -> pandas.DataFrame:
     ------
     FileNotFoundError
         If there is no such table, as in an installation without the source tree.
+    CorruptFile
+        If a row of it is no row, or an id stands there twice.
     ImportError
         If the extra ``book`` is not installed.
     """
@@ -78,4 +80,6 @@ def recorded(name: str) -> pandas.DataFrame:
     except ModuleNotFoundError as error:
         raise ImportError("recorded needs the extra 'book': pip install 'lorantk[book]'") from error
     text = {"variance": str, "scaling": str}  # rules such as "1/r", some of which look like numbers
-    return pandas.read_csv(committed("experiments", name, ".csv"), dtype=text)
+    path = committed("experiments", name, ".csv")
+    table_rows(path, path.read_text(encoding="utf-8"))
+    return pandas.read_csv(path, dtype=text)

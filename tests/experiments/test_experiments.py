@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from evidence.artifacts import CorruptFile
 from experiments import __main__ as command
 from experiments.config import CELL, RESULTS, TASKS, Run, cell, load_grid, read_rates
 from experiments.rates import check_rates, choose, write_rates
@@ -58,6 +59,14 @@ def test_each_list_of_a_block_is_an_axis(tmp_path):
         ("block: {task: digits, seeds: 5-3}", "seeds must be a range such as '0-19'.*got '5-3'"),
         ("block: {task: digits, seeds: [1, 2]}", "seeds must be a range"),
         ("block: {task: digits, attacks: backdoor}", "attacks must be a list of mappings"),
+        ("block: {task: digits, seeds: 0-99999999}", "seeds must be at most 100000 numbers; got '0-99999999'"),
+        ("block: {task: digits, seeds: 0-99999, steps: [1, 2]}", "must come to at most 100000 runs; got 200000"),
+        ("block: {task: digits, batch_size: []}", r"batch_size must hold at least one value; got \[\]"),
+        ("block: {task: digits, attacks: []}", "attacks must hold at least one value"),
+        ("block: {task: digits, seed: -1}", "seed must be at least 0"),
+        ("block: {task: digits, seed: 9223372036854775808}", r"seed must be below 2\*\*63"),
+        ("block: {task: digits, batch_size: 0}", "batch_size must be at least 1"),
+        ("block: {task: digits, method: lora, rank: 0, variance: peft, scaling: '1'}", "rank must be at least 1"),
         ("block: {task: digits, attack: backdoor}", "poison_rate must be 0 without an attack"),
         ("block: {task: digits, learning_rate: fast}", "learning_rate must be a real number; got 'fast'"),
         ("block: {task: digits, steps: 2.5}", "steps must be an int"),
@@ -110,6 +119,13 @@ def test_settings_of_a_committed_row_give_its_id(path):
     settings = table[list(Run.__dataclass_fields__)].astype(object)
     for identifier, values in zip(table.id, settings.where(settings.notna(), None).to_dict("records"), strict=True):
         assert Run(**values).id == identifier
+
+
+@pytest.mark.parametrize("text", ["", "task,method\n", "task,method\n<<<<<<< HEAD\n", "a,b\n1,2,3\n"])
+def test_a_damaged_table_of_rates_is_named(tmp_path, text):
+    (tmp_path / "rates-digits.csv").write_text(text)
+    with pytest.raises(CorruptFile, match=r"rates-digits\.csv:1: .*learning.rate"):
+        load(tmp_path, "block: {task: digits, learning_rate: selected}")
 
 
 # Learning rates
