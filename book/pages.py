@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evidence.artifacts import CorruptFile, write_atomically
+from evidence.artifacts import CorruptFile, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
 from evidence.findings import STYLES, findings_table, load_findings, overall_verdicts
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
-from evidence.tables import Cell, Code, Link, cell_html, cell_markdown, join, tally
+from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, join, tally
 
 RESULTS_START, RESULTS_END = "<!-- results:start -->", "<!-- results:end -->"
 HEADLINES = ("thm-relation", "thm-nsd", "direction")
@@ -31,6 +31,7 @@ def write_generated_pages(root: Path) -> None:
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
     write_atomically(book / "_generated" / "tests.md", tests())
+    write_atomically(book / "_generated" / "mistakes.md", mistakes(root / "tests" / "mutants" / "results.csv"))
 
 
 def readme_with_results(root: Path) -> str:
@@ -82,6 +83,14 @@ def tests() -> str:
         code = f"```{{literalinclude}} ../{path}\n{options}```\n"
         sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `{path}`:\n\n{code}")
     return "\n".join(sections)
+
+
+def mistakes(path: Path) -> str:
+    """How many of the mistakes made on purpose the tests noticed when `make mutants` last ran, and which test did."""
+    header, *rows = table_rows(path, path.read_text()) if path.exists() else [["mistake", "file", "noticed by"]]
+    noticed = sum(bool(by) for *_, by in rows)
+    cells = [(what, Code(file), Code(by.removeprefix("tests/")) if by else "no test") for what, file, by in rows]
+    return f"{noticed} of {len(rows)} were noticed.\n\n{Table(header, cells).html()}\n"
 
 
 def claim_links(record: Mapping[str, Any]) -> Cell:
