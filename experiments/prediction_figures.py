@@ -43,11 +43,21 @@ def draw_clouds(table: pd.DataFrame) -> Figure:
             for (method, optimizer), part in table[table.attack == attack].groupby(["method", "optimizer"]):
                 color, marker = LOOKS[str(method)]
                 face = COLORS[color] if optimizer == "adamw" else "none"
-                ax.plot(part[column], part.harm, marker, color=COLORS[color], mfc=face, ls="", label=method)
+                ax.plot(
+                    part[column],
+                    part.harm,
+                    marker,
+                    color=COLORS[color],
+                    mfc=face,
+                    ls="",
+                    label=f"{method}, {optimizer}",
+                )
             ax.set(xlabel=label)
         row[0].set_ylabel(f"harm, {WORDS[attack]}")
-    handles = dict(zip(*axes[0, 0].get_legend_handles_labels()[::-1], strict=True))
-    fig.legend([handles[name] for name in LOOKS], list(LOOKS), loc="outside lower center", ncols=4)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    filled = {label.removesuffix(", adamw"): handle for label, handle in zip(labels, handles, strict=True)}
+    methods = [method for method in LOOKS if method in filled]
+    fig.legend([filled[method] for method in methods], methods, loc="outside lower center", ncols=4)
     return fig
 
 
