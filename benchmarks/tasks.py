@@ -205,7 +205,7 @@ def _steps(n: int, steps: int, batch: int) -> Tensor:
 
 
 def train_stacked(width: int, networks: int, n: int, steps: int, batch: int) -> Run:
-    """Train networks by SGD as the desk experiments do: parameters stacked, products batched."""
+    """Train networks by SGD as the runs on digits do: parameters stacked, products batched."""
     models, x, y = _training_set(width, networks, n)
 
     def run() -> Tensor:

@@ -1,6 +1,6 @@
 """From runs to effects: an estimate with its 95 % interval, made by one of a few standard methods.
 
-Each maker wraps scipy or statsmodels and returns an `Effect`. The pages say which finding an effect speaks to.
+Each maker wraps scipy or statsmodels and returns an `Effect`. Which finding an effect belongs to is said on the page.
 """
 
 from __future__ import annotations

