@@ -114,13 +114,13 @@ def limit(n: int, d: int, depth: int) -> Run:
 
 
 def limit_diagonal(n: int, d: int, depth: int) -> Run:
-    """Its diagonal."""
+    """The diagonal of `limit`."""
     kernel = limit(n, d, depth)
     return lambda: kernel().diagonal()
 
 
 def limit_off_diagonal(n: int, d: int, depth: int) -> Run:
-    """The rest of it."""
+    """The entries of `limit` off its diagonal."""
     kernel = limit(n, d, depth)
     return lambda: kernel().fill_diagonal_(0)
 
