@@ -1,8 +1,8 @@
-"""Digits at the desk: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
+"""The digits task: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
 
 The network is `lorantk.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
-head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own rate.
-AdamW has PyTorch's defaults but for the learning rate.
+head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own. AdamW
+has PyTorch's defaults but for the learning rate.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     started = time.perf_counter()
     if len({together(run) for run in runs}) != 1:
-        raise ValueError("runs must share method, rank, optimizer, steps and batch size (AdamW: also the rate)")
+        raise ValueError(
+            "runs must share method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
+        )
     x, y = (torch.stack(parts) for parts in zip(*map(poisoned, runs), strict=True))
     model = start(runs)
     train(model, runs, x, y)
@@ -152,7 +154,7 @@ def poisoned(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Inputs (n, 64) and labels (n,) after the run's attack at its rate."""
+    """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
     if run.attack == "backdoor":
