@@ -14,6 +14,8 @@ from typing import Any
 import jupytext
 import nbformat
 
+from evidence.artifacts import CorruptFile
+
 PACKAGES = ("lorantk", "evidence", "experiments", "benchmarks")
 """Packages of the project, whose code a chapter's numbers depend on."""
 
@@ -40,17 +42,37 @@ class Chapter:
             cell["id"] = f"cell-{index}"
         return notebook
 
+    def code(self) -> list[str]:
+        """Sources of the code cells, all of which are Python.
+
+        Raises
+        ------
+        CorruptFile
+            If one is not.
+        """
+        sources = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
+        for source in sources:
+            try:
+                ast.parse(source)
+            except SyntaxError as error:
+                before = self.source.read_text().partition(source)[0]
+                raise CorruptFile(self.source, before.count("\n") + (error.lineno or 1), f"{error.msg}") from error
+        return sources
+
     def defaults(self) -> dict[str, Any]:
         """Values assigned in the cell tagged "parameters": literals, one per line."""
         for cell in self.read().cells:
             if "parameters" in cell.metadata.get("tags", []):
                 statements = ast.parse(cell.source).body
-                return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+                try:
+                    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+                except (AttributeError, ValueError) as error:
+                    raise CorruptFile(self.source, 1, f"parameters must be literals, one a line: {error}") from error
         return {}
 
     def content_hash(self, parameters: dict[str, Any]) -> str:
         """Hash of all that the chapter's numbers depend on: text, parameters, package code, data read, versions."""
-        cells = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
+        cells = self.code()
         modules = imported_modules(self.root, cells)
         tables = [path for path in data_files(self.root, cells) if path.exists()]  # reading an absent one will fail
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
@@ -149,8 +171,8 @@ def _like(name: str, value: Any, default: Any, choices: Collection[str]) -> Any:
 
 def _choices(chapter: Chapter, name: str) -> list[str]:
     """Values of a text parameter: keys of the dictionaries that the chapter picks from with it, as {...}[name]."""
-    cells = [ast.parse(cell.source) for cell in chapter.read().cells if cell.cell_type == "code"]
-    nodes = [node for cell in cells for node in ast.walk(cell) if isinstance(node, ast.Subscript)]
+    trees = [ast.parse(source) for source in chapter.code()]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
     picked = [node.value for node in nodes if isinstance(node.slice, ast.Name) and node.slice.id == name]
     keys = [key for value in picked if isinstance(value, ast.Dict) for key in value.keys]
     return list(dict.fromkeys(key.value for key in keys if isinstance(key, ast.Constant)))

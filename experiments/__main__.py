@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.markup import escape
 from rich.table import Table
 
@@ -102,6 +101,7 @@ def proxies(
     """Measure what the theory says of the attacked digits runs; writes experiments/results/proxies-digits.csv."""
     from .proxies import measure
 
+    _check_jobs(jobs)
     runs = [run for part in _chosen("digits", block, results).values() for run in part]
     table = measure([run for run in runs if run.attack != "none" and run.seed < seeds], jobs)
     write_atomically(results / "proxies-digits.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -140,7 +140,7 @@ def _blocks(grid: str, results: Path) -> dict[str, list[Run]]:
         raise typer.BadParameter(f"grid must be a YAML file or one of experiments/grids ({known}); got {grid!r}")
     try:
         return load_grid(path, results)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
+    except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 
 
@@ -153,8 +153,7 @@ def _chosen(grid: str, block: list[str] | None, results: Path) -> dict[str, list
 
 
 def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, size: int) -> None:
-    if jobs < 1 and jobs != -1:
-        raise typer.BadParameter(f"jobs must be at least 1, or -1 for one a core; got {jobs}")
+    _check_jobs(jobs)
     if scheduler is not None and not re.fullmatch(r"\w+://.+:\d+", scheduler):
         raise typer.BadParameter(f"scheduler must be an address such as tcp://HOST:PORT; got {scheduler!r}")
     try:
@@ -163,6 +162,11 @@ def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, siz
         console.print(f"[red]{escape(str(error))}")
         raise typer.Exit(1) from error
     console.print(f"{new} runs trained, {len({run.id for run in runs}) - new} were there already: {results}")
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1 and jobs != -1:
+        raise typer.BadParameter(f"jobs must be at least 1, or -1 for one a core; got {jobs}")
 
 
 def _report(title: str, blocks: dict[str, list[Run]], results: Path) -> None:

@@ -145,7 +145,10 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         Without such a file; on a block that is no mapping, an unknown or missing field, a value that `Run` refuses, or
         a learning rate that was not selected.
     """
-    blocks = yaml.safe_load(path.read_text())
+    try:
+        blocks = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
         raise ValueError(f"{path} must map the names of blocks to mappings of fields")
     rates = functools.cache(lambda task: read_rates(results / f"rates-{task}.csv"))

@@ -385,6 +385,23 @@ def test_code_of_another_tree_is_refused(toy, monkeypatch):
     assert not executed(toy)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("offset = {", "offset = ({", "01-first.md:14: '(' was never closed"),
+        ("seed = 0", "seed = len('')", "01-first.md:1: parameters must be literals, one a line"),
+        ("seed = 0", "f(0)", "01-first.md:1: parameters must be literals, one a line"),
+    ],
+)
+def test_a_chapter_that_is_no_python_is_named_by_line(toy, old, new, message):
+    source = toy / "notebooks" / "01-first.md"
+    source.write_text(source.read_text().replace(old, new))
+    result = run(toy)
+    assert result.exit_code in (1, 2)
+    assert message.replace(" ", "") in result.output.replace("│", "").replace("\n", "").replace(" ", "")
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_a_chapter_has_a_number_with_or_without_its_zero(toy):
     assert find_chapters(toy, ["2"]) == find_chapters(toy, ["02"]) == find_chapters(toy, ["02-second"])
 

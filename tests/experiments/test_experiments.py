@@ -112,6 +112,13 @@ def test_an_id_names_the_settings_and_nothing_else():
     assert len({run.id, *(replace(run, **{name: value}).id for name, value in fields.items())}) == 1 + len(fields)
 
 
+@pytest.mark.parametrize("fan_in", [8, 64, 256])
+def test_isotropic_adapters_are_so_in_narrow_layers_too(fan_in):
+    lora = Run("digits", method="lora", rank=64, variance="1/r", scaling="1").lora(fan_in)
+    assert lora.rank == min(64, fan_in)
+    assert lora.rank * lora.entry_variance(fan_in) == 1.0  # E[A^T A] = I
+
+
 @pytest.mark.parametrize("path", sorted(p for p in RESULTS.glob("*.csv") if p.stem in TASKS), ids=lambda p: p.stem)
 def test_settings_of_a_committed_row_give_its_id(path):
     table = ResultsTable(path.parent, path.stem).read()
@@ -255,12 +262,13 @@ def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "nowhere"), r"grid must be .*\(broken, good\); got 'nowhere'"),
+        (("run", "nowhere"), r"grid must be .*\(broken, damaged, good\); got 'nowhere'"),
         (("run", "good", "--block", "third"), "block must be among first, second; got third"),
         (("run", "broken"), "task must be one of"),
         (("run", "good", "--runs-per-job", "0"), "runs-per-job"),
         (("run", "good", "--scheduler", "here"), "scheduler must be .* tcp://HOST:PORT; got 'here'"),
         (("run", "good", "--jobs", "0"), "jobs must be at least 1, or -1"),
+        (("run", "damaged"), "damaged.yaml must be YAML"),
         (("select", "digits"), "grid must be .*got 'rates-digits'"),
         (("rerun", "0123456789ab"), "ID must be that of a row .*got '0123456789ab'"),
     ],
@@ -268,6 +276,7 @@ def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
 def test_wrong_arguments_are_answered_with_what_is_allowed(tmp_path, call, arguments, message):
     (tmp_path / "good.yaml").write_text("{first: {task: digits}, second: {task: digits}}")
     (tmp_path / "broken.yaml").write_text("{first: {task: mnist}}")
+    (tmp_path / "damaged.yaml").write_bytes(b"first: {task: [\xff")
     answer = call(*arguments)
     assert answer.exit_code == 2
     words = " ".join(answer.output.replace("│", " ").split())
