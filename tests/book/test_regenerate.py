@@ -388,7 +388,7 @@ def test_code_of_another_tree_is_refused(toy, monkeypatch):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("offset = {", "offset = ({", "01-first.md:14: '(' was never closed"),
+        ("offset = {", "offset = ({", "01-first.md:16: '(' was never closed"),
         ("seed = 0", "seed = len('')", "01-first.md:1: parameters must be literals, one a line"),
         ("seed = 0", "f(0)", "01-first.md:1: parameters must be literals, one a line"),
     ],
