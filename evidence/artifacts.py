@@ -102,7 +102,7 @@ def committed(folder: str, name: str, suffix: str) -> Path:
         If there is no such file, as in an installation without the source tree.
     """
     path = SOURCE_TREE / folder / f"{name}{suffix}"
-    if not path.is_file():
+    if not path.is_file() or ".." in path.relative_to(SOURCE_TREE / folder).parts:
         known = sorted(
             p.relative_to(SOURCE_TREE / folder).with_suffix("").as_posix()
             for p in (SOURCE_TREE / folder).rglob(f"*{suffix}")

@@ -111,7 +111,10 @@ class Claim:
         routes = {e.route for e in self.evidence}
         if len(routes) < 2:
             raise ValueError(f"evidence of {self.id!r} must come by two routes; got {sorted(routes)}")
-        check_choice("decisive", self.decisive, [e.name for e in self.evidence])
+        names = [e.name for e in self.evidence]
+        check_choice("decisive", self.decisive, names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"evidence of {self.id!r} must have names of its own; got {names}")
         failed = [e for e in self.evidence if e.role != "printed" and not e.passes]
         if failed or (self.definition and self.verdict != "definition"):
             failed = failed or [e for e in self.evidence if not e.passes]
@@ -149,7 +152,15 @@ class Claim:
 
 
 def disagreement(first: Tensor, second: Tensor) -> float:
-    """Largest difference between two tensors of one shape, relative to the largest entry of the second."""
+    """Largest difference between two tensors of one shape, relative to the largest entry of the second.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ: one would be repeated to fit the other.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must have one shape; got {tuple(first.shape)} and {tuple(second.shape)}")
     return ((first - second).abs().max() / second.abs().max()).item()
 
 

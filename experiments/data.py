@@ -48,6 +48,8 @@ def digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         raise ImportError("digits needs the extra 'book': pip install 'lorantk[book]'") from error
     check_integer("n", n, 1)
     check_integer("seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63, as torch's generators take it; got {seed}")
     bunch = load_digits()
     if n > len(bunch.target):
         raise ValueError(f"n must be at most {len(bunch.target)}, the number of digits; got {n}")
