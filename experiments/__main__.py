@@ -199,10 +199,10 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    """The command line; a damaged file ends it with one line."""
+    """The command line; a damaged file and killed workers end it with one line."""
     try:
         app()
-    except CorruptFile as error:
+    except (CorruptFile, WorkersLost) as error:
         console.print(str(error), markup=False, highlight=False)
         raise SystemExit(1) from None
 

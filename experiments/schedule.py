@@ -7,7 +7,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -29,7 +29,7 @@ class WorkersLost(RuntimeError):
     """Processes that trained are gone, killed from outside; what to do about it."""
 
     def __init__(self, who: str) -> None:
-        super().__init__(f"{who}; rows of finished jobs are kept: run the same command again for what is left")
+        super().__init__(f"{who}; rows in the tables are kept: run the same command again for what is left")
 
 
 def trainer(task: str) -> Any:
@@ -108,25 +108,34 @@ def sweep(
 
 
 def here(parts: Collection[Job], processes: int) -> Iterator[list[dict[str, Any]]]:
-    """Results of each job as it finishes in one of `processes` processes.
+    """Results of each job as it finishes in one of `processes` processes."""
+    return side_by_side(execute, parts, processes, "generator_unordered")
+
+
+def side_by_side(
+    function: Callable[[Any], Any], items: Collection[Any], processes: int, order: str = "generator"
+) -> Iterator[Any]:
+    """The function's value at each item, in `processes` processes that end when this one does; -1 for one a core.
+
+    `order` is joblib's: "generator" for that of the items, "generator_unordered" for that of arrival.
 
     Raises
     ------
     WorkersLost
-        If one of them is killed.
+        If one of the processes is killed.
     """
-    parallel = Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+    parallel = Parallel(n_jobs=processes, return_as=order, pre_dispatch="2*n_jobs")
     try:
-        yield from parallel(delayed(_work)(job, os.getpid()) for job in parts)
+        yield from parallel(delayed(_with_driver)(os.getpid(), function, item) for item in items)
     except BrokenProcessPool as error:
         raise WorkersLost("a worker was killed, as for want of memory (fewer --jobs need less)") from error
 
 
-def _work(job: Job, driver: int) -> list[dict[str, Any]]:
-    """`execute` in a process that ends when its driver does."""
+def _with_driver(driver: int, function: Callable[[Any], Any], item: Any) -> Any:
+    """The function's value, in a process that ends when its driver does."""
     if os.getpid() != driver:
         _end_with(driver)
-    return execute(job)
+    return function(item)
 
 
 @functools.cache
