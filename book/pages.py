@@ -89,8 +89,13 @@ def mistakes(path: Path) -> str:
     """How many of the mistakes made on purpose the tests noticed when `make mutants` last ran, and which test did."""
     header, *rows = table_rows(path, path.read_text()) if path.exists() else [["mistake", "file", "noticed by"]]
     noticed = sum(bool(by) for *_, by in rows)
-    cells = [(what, Code(file), Code(by.removeprefix("tests/")) if by else "no test") for what, file, by in rows]
+    cells = [(what, Code(file), in_words(by) if by else "no test") for what, file, by in rows]
     return f"{noticed} of {len(rows)} were noticed.\n\n{Table(header, cells).html()}\n"
+
+
+def in_words(name: str) -> str:
+    """What a test is named to hold: its name as pytest prints it, without the file, as words."""
+    return name.partition("::")[2].removeprefix("test_").replace("_", " ")
 
 
 def claim_links(record: Mapping[str, Any]) -> Cell:
