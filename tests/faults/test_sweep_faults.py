@@ -41,7 +41,7 @@ def test_a_killed_drivers_workers_end_with_it_and_its_rows_stay(sweep, commands,
     wait_for(lambda: working(commands) and sweep.table.ids())
     driver.send_signal(by)
     driver.wait(10)
-    wait_for(lambda: not commands.alive(), 10)
+    wait_for(lambda: not commands.alive(), 20)
     before = sweep.table.ids()
     assert before < sweep.ids
     if by == signal.SIGTERM:
