@@ -42,6 +42,11 @@ def fans(layer: nn.Module) -> tuple[int, int]:
     return layer.weight.shape[0], layer.weight.shape[1]
 
 
+def is_rowwise(layer: nn.Module) -> bool:
+    """Whether the weight holds one row an output; transformers' Conv1D holds one column."""
+    return isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
+
+
 def prefactor(layer: nn.Module) -> float:
     """The factor p in y = p W a: sqrt(weight_variance / fan_in) for `NTKLinear`, 1 for other layers."""
     return float(getattr(layer, "prefactor", 1.0))

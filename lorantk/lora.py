@@ -57,6 +57,13 @@ class LoRALayer(nn.Module):
         self.down.weight = nn.Parameter(A.clone(memory_format=torch.contiguous_format))
         self.up.weight = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
 
+    def __getattr__(self, name: str) -> Any:
+        """What the model looks up in its layer, such as ``weight.dtype`` in T5, is found in the frozen one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
     def get_base_layer(self) -> nn.Module:
         """The frozen layer below, under the name that PEFT's layers use too."""
         return self.base
