@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .batches import Batch, check_integer, check_pair, check_tensor, join
 from .fisher import loss_gram
+from .kernels import Selection
 
 
 def flip_labels(y: Tensor, rate: float, classes: int, seed: int = 0) -> Tensor:
@@ -80,6 +81,7 @@ def gradient_alignment(
     *,
     layers: str | Sequence[str] | None = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
     cosine: bool = False,
 ) -> Tensor:
@@ -87,7 +89,7 @@ def gradient_alignment(
 
     Parameters
     ----------
-    model, loss, layers, method, max_memory
+    model, loss, layers, method, select, max_memory
         As in `lorantk.fisher_spectrum`.
     clean, poisoned : pairs (x, y)
         Inputs (n_c, ...), (n_p, ...), or mappings of tensors, with their labels.
@@ -110,7 +112,7 @@ def gradient_alignment(
     (x_clean, y_clean), (x_poisoned, y_poisoned) = clean, poisoned
     check_pair(model, x_clean, x_poisoned, ("clean inputs", "poisoned inputs"))
     x, y = join(x_clean, x_poisoned), torch.cat([y_clean, y_poisoned])
-    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, select=select, max_memory=max_memory)
     if cosine:
         norms = gram.diagonal().clamp(min=0.0).sqrt()
         norms = norms.where(norms > 0, 1.0)
