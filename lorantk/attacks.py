@@ -8,12 +8,13 @@ Statements ``eq-3``, ``eq-4``. Source: Liang et al. (2025); Gu et al. (2019) for
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, check_integer, check_pair, check_tensor, join
+from .batches import Batch, check_integer, check_pair, check_real, check_seed, check_tensor, join
 from .fisher import loss_gram
 from .kernels import Selection
 
@@ -61,6 +62,7 @@ def insert_trigger(
     """
     check_tensor("x", x, ndim=2)
     check_integer("target", target, 0)
+    check_real("value", value, minimum=-sys.float_info.max)
     _check_labels(y, None)
     if len(y) != len(x):
         raise ValueError(f"y must hold one label for each of the {len(x)} inputs; got {len(y)}")
@@ -124,7 +126,7 @@ def _choose(n: int, rate: float, seed: int) -> tuple[Tensor, torch.Generator]:
     """Which of n samples are poisoned, each with probability `rate`, and the generator for further draws."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
         raise ValueError(f"rate must be a number from 0 to 1; got {rate!r}")
-    check_integer("seed", seed, 0)
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n, generator=generator) < rate, generator
 

@@ -147,7 +147,10 @@ def check_alone(model: nn.Module, x: Batch) -> None:
     check_deterministic(model)
     with torch.no_grad():
         few = take(x, slice(0, 16))
-        first, again, alone = call(model, few), call(model, few), call(model, take(x, slice(0, 1)))
+        try:
+            first, again, alone = call(model, few), call(model, few), call(model, take(x, slice(0, 1)))
+        except (RuntimeError, IndexError) as error:  # wrong width, integers for numbers, tokens it does not know
+            raise ValueError(f"model must accept the batch and one input of it; it raised: {error}") from error
     largest = first.abs().max().item()
     gaps = {
         "gives other outputs when called again": (again - first).abs().max().item(),
@@ -237,6 +240,13 @@ def check_integer(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise TypeError unless `seed` is an int, ValueError unless it is from 0 to 2^63 - 1."""
+    check_integer("seed", seed, 0)
+    if isinstance(seed, int) and seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63; got {seed}")
 
 
 def check_real(name: str, value: object, *, minimum: float, exclusive: bool = False) -> None:

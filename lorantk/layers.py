@@ -115,7 +115,10 @@ def _named(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Seq
     elif layers == "all-linear":
         chosen = [name for name in products if kinds[name] == "linear" and not _is_head(model, name)]
     elif isinstance(layers, str):
-        chosen = [name for name in able if re.fullmatch(layers, name)]
+        try:
+            chosen = [name for name in able if re.fullmatch(layers, name)]
+        except re.error as error:
+            raise ValueError(f"layers must be a regular expression; {layers!r} is none: {error}") from error
     else:
         ends = {wanted: [n for n in able if n == wanted or n.endswith(f".{wanted}")] for wanted in layers}
         unknown = [wanted for wanted, found in ends.items() if not found]

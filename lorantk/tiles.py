@@ -35,8 +35,10 @@ def in_bytes(memory: int | str) -> int:
     """
     if isinstance(memory, bool) or not isinstance(memory, (int, str)):
         raise TypeError(f"max_memory must be bytes or text such as '4GB'; got {memory!r}")
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?I?B)\s*", memory.upper()) if isinstance(memory, str) else None
-    value = memory if isinstance(memory, int) else int(float(match[1]) * UNITS[match[2]]) if match else 0
+    value = 0 if isinstance(memory, str) else memory
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", memory.upper())
+        value = 0 if match is None else int(float(match[1]) * UNITS[match[2]])
     if value <= 0:
         raise ValueError(f"max_memory must be bytes above 0 or text such as '4GB'; got {memory!r}")
     return value
