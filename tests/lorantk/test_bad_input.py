@@ -62,10 +62,6 @@ with torch.no_grad():
         (lambda: flip_labels(Y, 0.5, 2, seed=2**64), ValueError, r"seed must be below 2\*\*63"),
         (lambda: flip_labels(Y[:0], 0.5, 2), ValueError, "y must hold at least one"),
         (lambda: insert_trigger(X, Y, 0.5, pixels=[0], value=math.nan, target=1), ValueError, "value must be finite"),
-        (
-            ValueError,
-            "target must be a class of y",
-        ),
         (lambda: insert_trigger(X, Y, 0.5, pixels=[3], value=1.0, target=1), ValueError, "pixels must name columns"),
         (lambda: LoRA("8"), TypeError, "rank must be an int; got '8'"),
         (lambda: LoRA(True), TypeError, "rank must be an int"),
