@@ -23,6 +23,13 @@ def test_adapting_fewer_layers_leaves_the_others_draw():
     assert torch.equal(LoRA(4, layers=["2"]).sample(WIDE, 1)["2"], LoRA(4).sample(WIDE, 1)["2"])
 
 
+def test_layers_of_one_width_get_draws_of_their_own():
+    model = mlp([4, 4, 4], seed=0)
+    first, second = LoRA(2, "1/n").sample(model, 0).values()
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 def test_global_random_state_is_untouched():
     before = torch.random.get_rng_state()
     LoRA(2).attach(mlp([3, 4, 1]), 0)
