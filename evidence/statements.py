@@ -104,6 +104,11 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.delta_matrix",
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
     ),
+    "order-on-data": Statement(
+        "LoRA's kernel is below full fine-tuning's on data where s²σₐ²(√r + √d)² ≤ 1, d the dimension of the data",
+        "lorantk.spectra.order_interval",
+        "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
+    ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",
         "lorantk.spectra.information_bits",

@@ -8,7 +8,6 @@ data, and the rule of M, which has the fan-in n in place of d. The order holds u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from lorantk import LayerFactors, LoRA, mlp, ntk, order_interval
 from lorantk.batches import Batch, call
 from lorantk.grams import gram
 from lorantk.layers import adaptable_layers, fans
+from lorantk.spectra import nsd_probability
 
 RTOL = 1e-10
 """Eigenvalues of a full kernel below this share of its largest count as 0; singular values below its square root."""
@@ -64,7 +64,7 @@ def gradient_ratio(model: nn.Module, x: Tensor, layer: str, A: Tensor) -> float:
         A linear layer whose output is weight times input (standard parametrisation).
     A : Tensor (rank, fan_in)
     """
-    weight = model.get_submodule(layer).weight
+    weight = model.get_parameter(f"{layer}.weight")
     outputs = call(model, x).flatten()
     rows = [torch.autograd.grad(o, weight, retain_graph=True)[0].flatten() for o in outputs]
     _, sizes, basis = torch.linalg.svd(torch.stack(rows), full_matrices=False)
@@ -86,8 +86,9 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
     Returns
     -------
     DataFrame
-        rank, dimension, share, largest and smallest: means over the draws of the ends of `kernel_ratios`, and their
-        prediction high and low, by `order_interval`.
+        rank, dimension, share, expected (of the share, by the law of Tracy and Widom with d in place of n); largest
+        and smallest, means over the draws of the ends of `kernel_ratios`; high and low, their `order_interval`;
+        outside, how many draws leave it by more than 5 deviations, which has probability 4e-6 each at most.
     """
     model = mlp([width, 1], parametrization="standard").double()
     rows = []
@@ -102,11 +103,26 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
                 ends.append((ratios[0].item(), ratios[-1].item()))
             smallest, largest = np.array(ends).T
             low, high = order_interval(r, d, variance)
+            reach = 5 * variance**0.5
+            outside = (largest > (high**0.5 + reach) ** 2) | (smallest < max(0.0, low**0.5 - reach) ** 2 - RTOL)
             rows.append(
-                {"rank": r, "dimension": d, "share": (largest <= 1).mean(), "smallest": smallest.mean(),
-                 "largest": largest.mean(), "low": low, "high": high}
+                {"rank": r, "dimension": d, "share": (largest <= 1).mean(),
+                 "expected": nsd_probability(min(r, d), max(r, d), variance), "smallest": smallest.mean(),
+                 "largest": largest.mean(), "low": low, "high": high, "outside": outside.sum()}
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def in_wide_layers(
+    x: Tensor, widths: Sequence[int], ratio: float, constant: float, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """`by_layer` in the last layer of networks of growing width n, with rank ratio * n and variance constant / n."""
+    tables = []
+    for n in widths:
+        model = mlp([x.shape[1], n, 1], parametrization="standard").double()
+        table = by_layer(model, x, {"2": LoRA(int(ratio * n), f"{constant}/n", layers=["2"])}, seeds)
+        tables.append(table.assign(width=n))
+    return pd.concat(tables, ignore_index=True)
 
 
 def by_layer(model: nn.Module, x: Batch, loras: Mapping[str, LoRA], seeds: Sequence[int]) -> pd.DataFrame:
@@ -128,9 +144,9 @@ def by_layer(model: nn.Module, x: Batch, loras: Mapping[str, LoRA], seeds: Seque
         A row a layer and seed: layer, seed, fan_in, dimension, mean_scale (mean of K_LoRA / K_full in trace),
         measured, by_span (A on the activations' span), by_dimension, by_matrix (A itself), by_edge (rule of M).
     """
-    rows = []
+    rows, every = [], LayerFactors.from_model(model, x, list(loras))
     for name, module in adaptable_layers(model, list(loras)).items():
-        factors, lora, fan_in = _double(LayerFactors.from_model(model, x, [name])), loras[name], fans(module)[0]
+        factors, lora, fan_in = _double(every, name), loras[name], fans(module)[0]
         full, directions, variance = matrix(gram(factors, factors)), span(factors, name), lora.entry_variance(fan_in)
         for seed in seeds:
             A = lora.sample(model, seed)[name].double()
@@ -149,8 +165,8 @@ def by_layer(model: nn.Module, x: Batch, loras: Mapping[str, LoRA], seeds: Seque
     return pd.DataFrame(rows)
 
 
-def _double(factors: LayerFactors) -> LayerFactors:
-    """The same numbers in float64."""
-    activations = {name: a.double() for name, a in factors.activations.items()}
-    cotangents = {name: g.double() for name, g in factors.cotangents.items()}
-    return replace(factors, outputs=factors.outputs.double(), activations=activations, cotangents=cotangents)
+def _double(factors: LayerFactors, layer: str) -> LayerFactors:
+    """The same numbers of one layer in float64."""
+    activations, cotangents = factors.activations[layer].double(), factors.cotangents[layer].double()
+    kinds = {layer: factors.kinds[layer]}
+    return LayerFactors(factors.outputs.double(), {layer: activations}, {layer: cotangents}, kinds)
