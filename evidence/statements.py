@@ -105,7 +105,7 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
     ),
     "order-on-data": Statement(
-        "LoRA's kernel is below full fine-tuning's on data where s²σₐ²(√r + √d)² ≤ 1, d the dimension of the data",
+        "LoRA's kernel is below full fine-tuning's on data where s² σₐ² is at most 1/(√r + √d)², d the data's dimension",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
     ),

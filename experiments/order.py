@@ -104,7 +104,8 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
             smallest, largest = np.array(ends).T
             low, high = order_interval(r, d, variance)
             reach = 5 * variance**0.5
-            outside = (largest > (high**0.5 + reach) ** 2) | (smallest < max(0.0, low**0.5 - reach) ** 2 - RTOL)
+            floor = max(0.0, low**0.5 - reach) ** 2  # at 0 there is nothing to check
+            outside = (largest > (high**0.5 + reach) ** 2) | ((floor > 0) & (smallest < floor))
             rows.append(
                 {"rank": r, "dimension": d, "share": (largest <= 1).mean(),
                  "expected": nsd_probability(min(r, d), max(r, d), variance), "smallest": smallest.mean(),
