@@ -99,13 +99,23 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.counterexamples.test_thm_nsd_one_by_one",
     ),
+    "thm-nsd-eigenvalues": Statement(
+        "M has r eigenvalues σₐ² n, and the others are 0",
+        "lorantk.spectra.delta_matrix",
+        "lorantk.spectra.test_delta_matrix_has_the_singular_values_of_A",
+    ),
     "cor-ideal": Statement(
         "At r = n and σₐ² = 1/n the matrix M converges to 0",
         "lorantk.spectra.delta_matrix",
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
     ),
+    "cor-ideal-kernel": Statement(
+        "At r = n and σₐ² = 1/n LoRA's kernel converges to full fine-tuning's",
+        "lorantk.spectra.order_interval",
+        "experiments.order.test_the_order_ends_where_rank_and_dimension_reach_the_fan_in",
+    ),
     "order-on-data": Statement(
-        "LoRA's kernel is below full fine-tuning's on data where s² σₐ² is at most 1/(√r + √d)², d the data's dimension",
+        "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
     ),
