@@ -119,6 +119,21 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
     ),
+    "order-in-training": Statement(
+        "At every step LoRA's kernel is below full fine-tuning's where s²(‖A‖² + ‖B‖²) is at most 1",
+        "lorantk.spectra.order_certificate",
+        "experiments.certificate.test_the_ratio_never_exceeds_the_certificate",
+    ),
+    "kernel-scale": Statement(
+        "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+        "lorantk.spectra.kernel_scale",
+        "experiments.adam.test_the_mean_kernel_over_draws_has_the_scale_of_the_law",
+    ),
+    "adam-kernel": Statement(
+        "Adam's step moves the outputs by a preconditioned kernel, its first step by signs, with s once",
+        "experiments.adam.predicted_movement",
+        "experiments.adam.test_the_next_step_of_adamw_is_predicted_to_first_order",
+    ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",
         "lorantk.spectra.information_bits",
