@@ -21,7 +21,7 @@ from lorantk import LoRA
 from lorantk.fisher import loss_cotangents
 
 BETAS, EPS = (0.9, 0.999), 1e-12
-"""Adam's constants here: PyTorch's but for eps, which is small beside every gradient, so that a first step is a sign."""
+"""Adam's constants here: PyTorch's, but eps is small beside every gradient, so that a first step is a sign."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def scale_rules(ranks: Sequence[int], alpha: float) -> dict[tuple[str, int], LoR
 
 
 def influences(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Entry (i, j): g_j . sign(g_i), how a sign step on sample i lowers the loss of sample j, over the learning rate."""
+    """Entry (i, j), g_j . sign(g_i): how far a sign step on i lowers the loss of j, over the learning rate."""
     J = jacobian(model, x).unflatten(0, (len(x), -1))
     gradients = torch.einsum("ncp,nc->np", J, cotangents(model, x, y).view(len(x), -1) * len(x))
     return torch.sign(gradients) @ gradients.T

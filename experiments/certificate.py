@@ -55,12 +55,20 @@ def follow(
     model: nn.Module, data: tuple[Tensor, Tensor], x: Tensor, lora: LoRA, rule: tuple[str, float],
     checkpoints: Sequence[int], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """`orders` on `x` at each checkpoint (steps done) of full-batch training on `data` by an optimizer and its rate."""
+    """`orders` on `x` at each checkpoint (steps done) of full-batch training on `data` by an optimizer and its learning rate.
+
+    Raises
+    ------
+    FloatingPointError
+        If training diverges.
+    """
     adapted, (inputs, labels) = lora.attach(model, seed), data
     steps, tables = optimizer(rule[0], adapted, rule[1]), []
     for done in range(max(checkpoints) + 1):
         outputs = adapted(inputs)
         loss = nn.functional.cross_entropy(outputs, labels)
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
             settings = {"optimizer": rule[0], "learning_rate": rule[1], "scaling": lora.scaling, "seed": seed}
@@ -70,6 +78,25 @@ def follow(
         loss.backward()
         steps.step()
     return pd.concat(tables, ignore_index=True)
+
+
+def first_beyond(worst: pd.DataFrame) -> pd.DataFrame:
+    """First checkpoint at which "certificate" and "ratio" exceed 1, with loss and accuracy there, means over seeds.
+
+    Parameters
+    ----------
+    worst : DataFrame
+        A row a checkpoint: optimizer, scaling, seed, step, certificate, ratio, loss, accuracy.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by optimizer, scaling and what ended; runs: in how many it ended.
+    """
+    long = worst.melt(["optimizer", "scaling", "seed", "step", "loss", "accuracy"], ["certificate", "ratio"], "ends")
+    beyond = long[long.value > 1].sort_values("step").groupby(["optimizer", "scaling", "ends", "seed"]).first()
+    means = {column: (column, "mean") for column in ("step", "loss", "accuracy")}
+    return beyond.groupby(["optimizer", "scaling", "ends"]).agg(runs=("step", "size"), **means).round(3)
 
 
 def projected_kernel(J: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
