@@ -26,6 +26,7 @@ import nbformat
 import papermill
 import typer
 from chapters import PACKAGES, Chapter, find_chapters, foreign_packages, parse_overrides
+from finish import finish
 from pages import readme_with_results, write_generated_pages
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
@@ -151,25 +152,13 @@ def render(root: Path) -> bool:
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.copytree(stage / "_build" / "html", fresh)
-    copy_mathjax(fresh / "_static" / "mathjax")
+    finish(fresh, root)
     (fresh / ".fingerprint").write_text(fingerprint)
     if html.exists():
         html.rename(old)
     fresh.rename(html)
     shutil.rmtree(old, ignore_errors=True)
     return True
-
-
-def copy_mathjax(target: Path) -> None:
-    """Copy the parts of MathJax 3 that a page asks for from the installed wheel: mathematics without a network.
-
-    Not by way of book/_static: Jupyter Book would load every script it finds there on every page.
-    """
-    import mathjax
-
-    source = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
-    shutil.copytree(source / "input" / "tex" / "extensions", target / "input" / "tex" / "extensions")
-    shutil.copyfile(source / "tex-svg.js", target / "tex-svg.js")
 
 
 def _render_hash(root: Path) -> str:
