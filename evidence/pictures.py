@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 
 import matplotlib
@@ -56,9 +57,23 @@ def stack_panels(fig: Figure) -> None:
     wide = fig.get_size_inches()
     panel = wide[1] / len({row for row, _ in places})
     height = NARROW / columns if matrices else min(max(panel, 0.5 * NARROW), 0.9 * NARROW)
-    fig.set_size_inches(NARROW, rows * height + 0.3)
     for legend in fig.legends:
-        legend.set_ncols(min(2, len(legend.get_texts())))
+        legend.set_ncols(1 if max(len(text.get_text()) for text in legend.get_texts()) > 18 else 2)
+    _fit(fig, rows * height + 0.3)
+
+
+def _fit(fig: Figure, height: float) -> None:
+    """Give the figure a phone's width and the least of some heights at which its layout has room for every panel."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="constrained_layout not applied")
+        for taller in (1.0, 1.25, 1.6, 2.0):
+            fig.set_size_inches(NARROW, taller * height)
+            try:
+                fig.draw_without_rendering()
+            except UserWarning:
+                continue
+            return
+    raise ValueError(f"the panels of the figure must fit into {NARROW} inches of width: shorten their labels")
 
 
 def _complete_labels(specs: Mapping[Axes, SubplotSpec]) -> None:
