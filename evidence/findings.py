@@ -155,7 +155,7 @@ def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) 
         badges = {source: Badge(word, STYLES[word]) for source, word in verdicts.items()}
         missing = Badge("missing", STYLES["missing"])
         cells = [
-            join([badges[source], f"{_decisive(mine[source])};", links(mine[source])], " ")
+            join([badges[source], f"{deciding_effects(mine[source])};", links(mine[source])], " ")
             if source in mine
             else missing
             for source in SOURCES
@@ -170,7 +170,7 @@ def overall_verdicts(directory: Path) -> list[str]:
     return [overall([record for (of, _), record in records.items() if of == id]) for id in FINDINGS]
 
 
-def _decisive(record: Mapping[str, Any]) -> str:
+def deciding_effects(record: Mapping[str, Any]) -> str:
     """An effect with its interval for each reading that the verdict rests on, as text; for a part, of how many.
 
     The effect that the record calls decisive comes first if it has that reading, else the one furthest from 0 in units
