@@ -17,7 +17,7 @@ from evidence.tables import Badge, Cell, Code, Link, cell_html, join
 def claim_card(record: Mapping[str, Any], links: Sequence[Link]) -> str:
     """One statement: as printed, the verdict with its decisive number, its checks by reading, and where to look."""
     place, text = PRINTED.get(record["id"], ("", ""))
-    printed = f'<span class="mathjax_process">{html.escape(text, quote=False)}</span>, {html.escape(place)}'
+    printed = f'{html.escape(place)}: <span class="mathjax_process">{html.escape(text, quote=False)}</span>'
     entries = [
         *([("on the poster", printed)] if place else []),
         ("decided by", html.escape(decisive_number(record))),

@@ -47,8 +47,9 @@ def mend(soup: BeautifulSoup) -> None:
             head.name = "td"
     for sidebar in soup.select(".sidebar-primary-items__start"):
         sidebar["role"], sidebar["aria-label"] = "navigation", "Book"
-    for heading in soup.select("table.dataframe, .cell_output table"):
-        heading.attrs.pop("border", None)
+    for head in soup.select(".cell_output th"):
+        if head.string:
+            head.string = head.string.replace("_", " ")  # names of columns, read as words
     for cell in soup.select("div.cell.tag_hide-input"):
         join_hidden_cells(cell)
 
