@@ -1,0 +1,412 @@
+"""What a LoRA configuration implies before training, and what a saved adapter has become, from its file alone.
+
+Statements ``order-on-data``, ``order-in-training``, ``kernel-scale``, ``adam-kernel``. Nothing here detects poisoned
+data: two adapters with the same numbers may have learned different things.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .adapter_files import SavedAdapter
+from .adapters import Adapter
+from .kernels import ntk
+from .spectra import cosine_law, information_bits, kernel_scale, order_certificate, order_interval
+from .validation import check_choice, check_integer, check_real
+
+DRAWS = ("peft", "gaussian", "orthonormal")
+SPREAD = 3.0
+"""How far beyond sqrt(n) -+ sqrt(r), in units of sigma, a singular value of a draw may lie: Davidson and Szarek's bound
+on the probability is 2 exp(-SPREAD^2 / 2); the law of Tracy and Widom makes it smaller than 1e-6."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What rank, alpha, width and draw imply at the start, where B = 0; see `plan`.
+
+    Attributes
+    ----------
+    scaling : s
+    variance : sigma^2, of the entries of A
+    order : (c-, c+): c- K_FF <= K_LoRA <= c+ K_FF whatever the inputs, in the mean of the edges
+    order_on_data : the same on inputs whose activations span `dimension` directions, or None
+    largest_dimension : up to which c+ <= 1
+    sgd, adam : size of LoRA's first step in the outputs, full fine-tuning's being 1 at the same learning rate
+    angle : mean of abs(cos) that a pair with orthogonal activations gets
+    """
+
+    rank: int
+    alpha: float
+    width: int
+    init: str
+    rslora: bool
+    dimension: int | None
+    scaling: float
+    variance: float
+    order: tuple[float, float]
+    order_on_data: tuple[float, float] | None
+    largest_dimension: int
+    sgd: float
+    adam: float
+    angle: float
+
+    def alpha_at(self, rank: int) -> tuple[float, float]:
+        """The alpha that keeps the first step at another rank: under SGD, and under Adam."""
+        there = plan(rank, 1.0, self.width, self.init, self.rslora)
+        return math.sqrt(self.sgd / there.sgd), self.adam / there.adam
+
+
+def plan(
+    rank: int, alpha: float, width: int, init: str = "peft", rslora: bool = False, dimension: int | None = None
+) -> Plan:
+    """Order, scale, step sizes and angles that a LoRA configuration has before its first step.
+
+    Parameters
+    ----------
+    rank, alpha : int, float
+        r, and the numerator of s = alpha / r, or of alpha / sqrt(r) with `rslora`.
+    width : int
+        n, the fan-in of the adapted layer.
+    init : {"peft", "gaussian", "orthonormal"}
+        How A is drawn: uniform with variance 1/(3 n), Gaussian with variance 1/r^2, or with orthonormal rows.
+    rslora : bool
+    dimension : int, optional
+        d, of the span of the layer's inputs over the data: at most the number of tokens, and at most n.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError
+        On a rank outside 1..width, a dimension outside 1..width, an alpha not above 0, or an unknown draw.
+
+    Notes
+    -----
+    Statements ``order-on-data``, ``kernel-scale``, ``adam-kernel``. Adam's first step is a sign step, so that s enters
+    once: |s A a|_1 / |a|_1, which is s r sigma / sqrt(n) in the mean for activations with Gaussian entries.
+    """
+    check_integer("width", width, 1)
+    check_integer("rank", rank, 1)
+    if rank > width:
+        raise ValueError(f"rank must be at most the width {width}; got {rank}")
+    check_real("alpha", alpha, minimum=0.0, exclusive=True)
+    check_choice("init", init, DRAWS)
+    if dimension is not None:
+        check_integer("dimension", dimension, 1)
+        if dimension > width:
+            raise ValueError(f"dimension must be at most the width {width}; got {dimension}")
+    scaling = alpha / (math.sqrt(rank) if rslora else rank)
+    variance = {"peft": 1 / (3 * width), "gaussian": 1 / rank**2, "orthonormal": 1 / width}[init]
+
+    def order(d: int) -> tuple[float, float]:
+        if init != "orthonormal":
+            return order_interval(rank, d, variance, scaling)
+        # Cosines of two random subspaces of R^n, of dimensions r and d (Wachter, 1980); 1 where they must meet
+        root, other = math.sqrt(rank * (width - d)), math.sqrt(d * (width - rank))
+        high = 1.0 if rank + d >= width else ((root + other) / width) ** 2
+        low = 1.0 if rank == width else ((root - other) / width) ** 2 if rank > d else 0.0
+        return scaling**2 * low, scaling**2 * high
+
+    return Plan(
+        rank, alpha, width, init, rslora, dimension, scaling, variance,
+        order=order(width),
+        order_on_data=None if dimension is None else order(dimension),
+        largest_dimension=max((d for d in range(1, width + 1) if order(d)[1] <= 1), default=0),
+        sgd=kernel_scale(rank, variance, scaling),
+        adam=scaling * rank * math.sqrt(variance / width),
+        angle=cosine_law(rank)[1],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which draw a matrix came from, and how far it has left it; see `draw_of`.
+
+    Attributes
+    ----------
+    name : "uniform", "gaussian", "orthonormal", "normal" (N(0, 1), an embedding's), "zero" or "unknown"
+        "unknown": moved in every direction, or not drawn but computed from the weight, as PiSSA does.
+    directions_moved : int
+        Singular values that do not lie where the draw puts them.
+    moved, detectable : float or None
+        Estimate of |A - A_0| / |A_0| (Frobenius) for a movement orthogonal to the draw, and the least that stands out.
+    moved_by_box : float or None
+        The same ratio for mean absolute entries, from the share that left the box of a uniform draw.
+    doubt : float or None
+        Bound on the probability that another of the draws, moved in as many directions, would have won.
+    largest, kurtosis, outside : float
+        max abs(a) sqrt(n), m_4 / m_2^2 (1.8 uniform, 3 Gaussian), and the share of entries with abs(a) > 1/sqrt(n).
+    """
+
+    name: str
+    directions_moved: int
+    moved: float | None
+    detectable: float | None
+    moved_by_box: float | None
+    doubt: float | None
+    largest: float
+    kurtosis: float
+    outside: float
+
+
+def draw_of(A: Tensor, embedding: bool = False) -> Draw:
+    """Which of PEFT's draws a trained matrix started from, with the evidence.
+
+    Training moves A in few directions, so most of its singular values stay where the draw put them, within
+    sigma (sqrt(n) -+ sqrt(r)). The draw with the most of them wins, a uniform one only if no more entries left its box
+    than the movement explains: with b = 1/sqrt(n), an entry moved by d leaves it with probability abs(d) / (2 b).
+
+    Parameters
+    ----------
+    A : Tensor (r, n)
+        For an embedding the transpose of B, which PEFT draws from N(0, 1) while A starts at 0.
+    embedding : bool
+
+    Notes
+    -----
+    Statement ``thm-nsd``. After k moved directions Weyl's inequalities keep singular value k + 1 below the draw's
+    largest and the k-th from last above its smallest. `doubt` is Davidson and Szarek's exp(-t^2 / 2) at that gap t,
+    exact for Gaussian entries; for uniform ones the edges are universal. Unmoved, P(Gaussian in the box) may be less.
+    """
+    (rank, n), eps, A = A.shape, torch.finfo(A.dtype).eps, A.double()
+    entries = A.flatten()
+    second = float(entries.square().mean())
+    if second == 0:
+        return Draw("zero", 0, None, None, None, None, 0.0, 0.0, 0.0)
+    kurtosis = float(entries.pow(4).mean()) / second**2
+    scaled = entries.abs() * math.sqrt(n)
+    outside = float((scaled > 1 + eps).double().mean())
+    values = torch.linalg.eigvalsh(A @ A.T if rank <= n else A.T @ A).clamp(min=0).sqrt()
+    sigmas = {"normal": 1.0} if embedding else {"uniform": 1 / math.sqrt(3 * n), "gaussian": 1 / rank}
+    low, high = abs(math.sqrt(n) - math.sqrt(rank)), math.sqrt(n) + math.sqrt(rank)
+    edges = {name: (sigma * (low - SPREAD), sigma * (high + SPREAD)) for name, sigma in sigmas.items()}
+    if not embedding:
+        edges["orthonormal"], sigmas["orthonormal"] = (0.99, 1.01), 1 / math.sqrt(n)
+    noise = {name: math.sqrt((0.8 if name == "uniform" else 2.0) / len(entries)) for name in edges}
+    moved = {name: max(second / sigmas[name] ** 2 - 1, 0.0) for name in edges}
+    inside = {name: int(((values >= a) & (values <= b)).sum()) for name, (a, b) in edges.items()}
+    if not embedding and 2 * math.sqrt(3) * outside > math.sqrt(moved["uniform"] + 3 * noise["uniform"]):
+        inside["uniform"] = 0  # mean abs(d) = 2 b outside cannot exceed the root mean square of d
+    name = max(inside, key=lambda c: inside[c])
+    k = len(values) - inside[name]
+    rest = (k, float(scaled.max()), kurtosis, outside)
+    if inside[name] == 0:
+        return Draw("unknown", k, None, None, None, None, *rest[1:])
+
+    def looks_alike(other: str) -> float:
+        if name == "uniform" and other == "gaussian" and outside == 0:
+            return math.erf(rank / math.sqrt(2 * n)) ** len(entries)
+        if other == "orthonormal" or (name == "orthonormal" and k == 0):
+            return 0.0
+        gap = max(float(values[-1 - k]) / sigmas[other] - high, low - float(values[k]) / sigmas[other], 0.0)
+        return math.exp(-(gap**2) / 2)
+
+    doubt = max((looks_alike(other) for other in edges if other != name), default=0.0)
+    distance, least = math.sqrt(moved[name]), math.sqrt(3 * noise[name])
+    if name == "orthonormal":
+        distance, least = float((values - 1).square().mean().sqrt()), eps
+    return Draw(name, k, distance, least, 4 * outside if name == "uniform" else None, doubt, *rest[1:])
+
+
+@dataclass(frozen=True)
+class LayerAudit:
+    """One adapted layer of a saved adapter.
+
+    Attributes
+    ----------
+    certificate : s^2 (|A|^2 + |B|^2), spectral norms: K_LoRA <= certificate K_FF at the merged point, so at most 1
+        means that LoRA's kernel lies below full fine-tuning's
+    scale : s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out), K_LoRA over K_FF for isotropic activations and cotangents
+    norm_a, norm_b : spectral norms
+    update : Frobenius norm of s B A; share: its square over the sum of all layers
+    stable_rank, effective_rank : |sBA|_F^2 / |sBA|^2, and exp(entropy of the normalised singular values); 0 if B A = 0
+    """
+
+    name: str
+    rank: int
+    fan_in: int
+    fan_out: int
+    dtype: str
+    scaling: float
+    draw: Draw
+    norm_a: float
+    norm_b: float
+    certificate: float
+    scale: float
+    update: float
+    share: float
+    stable_rank: float
+    effective_rank: float
+
+
+def audit_layer(name: str, adapter: Adapter, embedding: bool = False) -> LayerAudit:
+    """What one layer's A, B and s say, in float64, from products of size r x r; `share` is 1, the layers being unsummed."""
+    A = adapter.A.detach().double()
+    rank, fan_in = A.shape
+    B = A.new_zeros(1, rank) if adapter.B is None else adapter.B.detach().double()
+    core = torch.linalg.qr(B, mode="r")[1] @ torch.linalg.qr(A.T, mode="r")[1].T
+    values = adapter.scaling * torch.linalg.svdvals(core)
+    update = float(values.norm())
+    p = values[values > 0] / values.sum()
+    drawn = adapter.B.T if embedding and adapter.B is not None else adapter.A
+    return LayerAudit(
+        name, rank, fan_in, len(B), str(adapter.A.dtype).removeprefix("torch."), adapter.scaling,
+        draw=draw_of(drawn.detach(), embedding),
+        norm_a=float(torch.linalg.matrix_norm(A, 2)),
+        norm_b=float(torch.linalg.matrix_norm(B, 2)),
+        certificate=order_certificate(A, B, adapter.scaling),
+        scale=adapter.scaling**2 * float(A.square().sum() / fan_in + B.square().sum() / len(B)),
+        update=update,
+        share=1.0,
+        stable_rank=float((values / values[0]).square().sum()) if update else 0.0,
+        effective_rank=float(torch.special.entr(p).sum().exp()) if update else 0.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A saved adapter, layer by layer and summed; `audit` makes it.
+
+    Attributes
+    ----------
+    init : what PEFT's configuration says about the draw, e.g. "True" or "pissa"; "" without one
+    others : tensors that were saved as a whole, and that the numbers here leave out
+    certificate : the largest of all layers: K_LoRA <= certificate K_FF, summed over the adapted layers
+    update : Frobenius norm of all s B A together
+    """
+
+    path: str
+    naming: str
+    init: str
+    others: tuple[str, ...]
+    layers: tuple[LayerAudit, ...]
+    certificate: float
+    update: float
+
+
+def audit(adapter: SavedAdapter) -> Audit:
+    """Audit a saved adapter, opened by `lorantk.adapter_files.read_adapter`; one layer at a time is in memory.
+
+    Raises
+    ------
+    ValueError
+        If a tensor holds NaN or Inf.
+
+    Notes
+    -----
+    Statements ``order-in-training``, ``kernel-scale``. It says what the adapter can do to the kernel, not what it
+    learned: poisoned data leave no mark here that clean data could not leave.
+    """
+    names = tqdm(adapter, "layers", delay=2, leave=False)
+    layers = [audit_layer(name, adapter[name], name in adapter.embeddings) for name in names]
+    total = sum(layer.update**2 for layer in layers)
+    shared = [replace(layer, share=layer.update**2 / total if total else 0.0) for layer in layers]
+    init = str(adapter.config.get("init_lora_weights", ""))
+    certificate = max(layer.certificate for layer in layers)
+    return Audit(str(adapter.path), adapter.naming, init, adapter.others, tuple(shared), certificate, math.sqrt(total))
+
+
+@dataclass(frozen=True)
+class KernelAudit:
+    """The adapter's kernel on texts beside full fine-tuning's of the same layers, both at the merged point.
+
+    Attributes
+    ----------
+    outputs : "log-likelihood" of each text, or "logits"
+    scale : trace of K_LoRA over trace of K_FF
+    order : largest eigenvalue of K_FF^(-1/2) K_LoRA K_FF^(-1/2); at most the certificate
+    shares, scales : layer name to its share of the trace of K_LoRA, and to its own scale
+    spectrum, full_spectrum : eigenvalues of K_LoRA and K_FF, largest first
+    information, full_information : half their log2 pseudo-determinants, in bits
+    """
+
+    outputs: str
+    texts: int
+    scale: float
+    order: float
+    shares: dict[str, float]
+    scales: dict[str, float]
+    spectrum: list[float]
+    full_spectrum: list[float]
+    information: float
+    full_information: float
+
+
+class TextOutputs(nn.Module):
+    """A language model as a function with one row a text: its log-likelihood (n, 1), or a classifier's logits (n, C)."""
+
+    def __init__(self, model: nn.Module, causal: bool) -> None:
+        super().__init__()
+        self.model, self.causal = model, causal
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        if not self.causal:
+            return logits
+        chosen = logits[:, :-1].log_softmax(-1).gather(-1, input_ids[:, 1:, None])[..., 0]
+        return (chosen * attention_mask[:, 1:]).sum(1, keepdim=True)
+
+
+def audit_kernel(model: Any, x: Mapping[str, Tensor], causal: bool) -> KernelAudit:
+    """Kernel of a PEFT model's adapters on tokenised texts, layer by layer, and of the weights they sit on.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        In evaluation mode; afterwards it is merged.
+    x : mapping with input_ids and attention_mask, (n, T) each
+    causal : bool
+        Whether it is a language model, whose output is each text's log-likelihood; else a classifier of texts.
+
+    Notes
+    -----
+    Statements ``eq-2``, ``order-in-training``.
+    """
+    sides = {name: [p for p in module.parameters() if p.requires_grad] for name, module in _adapted(model).items()}
+    lora = _kernels(TextOutputs(model, causal), sides, x)
+    base = model.merge_and_unload()
+    weights = {name: [base.get_submodule(name).weight] for name in sides}
+    full = _kernels(TextOutputs(base, causal), weights, x)
+    K, F = sum(lora.values()), sum(full.values())
+    spectrum, full_spectrum = (torch.linalg.eigvalsh(k).flip(0).clamp(min=0) for k in (K, F))
+    values, vectors = torch.linalg.eigh(F)
+    kept = values > len(F) * 1e-6 * values[-1]  # the kernels are float32 products
+    root = vectors[:, kept] / values[kept].sqrt()
+    bits = [float(information_bits(v, rtol=len(F) * 1e-6)) / math.log(2) for v in (spectrum, full_spectrum)]
+    return KernelAudit(
+        "log-likelihood" if causal else "logits", len(x["input_ids"]), float(K.trace() / F.trace()),
+        order=float(torch.linalg.eigvalsh(root.T @ K @ root)[-1]),
+        shares={name: float(k.trace() / K.trace()) for name, k in lora.items()},
+        scales={name: float(k.trace() / full[name].trace()) for name, k in lora.items()},
+        spectrum=spectrum.tolist(), full_spectrum=full_spectrum.tolist(),
+        information=bits[0], full_information=bits[1],
+    )  # fmt: skip
+
+
+def _adapted(model: Any) -> dict[str, nn.Module]:
+    """The PEFT layers of a model by the name of the layer they adapt."""
+    modules = model.get_base_model().named_modules()
+    return {name: module for name, module in modules if hasattr(module, "lora_A") and hasattr(module, "scaling")}
+
+
+def _kernels(model: nn.Module, groups: Mapping[str, list[nn.Parameter]], x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Kernel (n C, n C) of each group of parameters alone, in float64."""
+    model.requires_grad_(False)
+    kernels = {}
+    for name, group in tqdm(groups.items(), "kernels", delay=2, leave=False):
+        for parameter in group:
+            parameter.requires_grad_(True)
+        kernel = ntk(model, x)
+        kernels[name] = kernel.flatten(2).flatten(0, 1).double()
+        for parameter in group:
+            parameter.requires_grad_(False)
+    return kernels
