@@ -12,27 +12,33 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .adapter_files import SavedAdapter, read_adapter, read_config
 from .audit import Audit, KernelAudit, LayerAudit, Plan, audit, audit_kernel, plan
+from .validation import check_real
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 TOKENS = 128
-DRAWN = {"peft": "uniform, variance 1/(3n): PEFT's default", "gaussian": "Gaussian, variance 1/r^2", "orthonormal": "orthonormal rows"}  # fmt: skip
+DRAWN = {
+    "peft": "uniform with variance 1/(3n), PEFT's default",
+    "gaussian": "Gaussian with variance 1/r^2",
+    "orthonormal": "orthonormal rows",
+}
 DRAW_NAMES = {
     "uniform": "A was drawn uniformly, as PEFT, kohya's scripts and torch's own layers do",
     "gaussian": "A was drawn from a Gaussian of variance 1/r^2, PEFT's 'gaussian' and the draw of diffusers",
     "orthonormal": "A was drawn with orthonormal rows",
     "normal": "an embedding, where B was drawn from N(0, 1) and A starts at 0",
     "zero": "A is 0",
-    "unknown": "no draw recognised: A has moved in every direction, or was computed from the weight, as PiSSA does",
+    "moved": "A has moved too far from every draw to tell, or was computed from the weight, as PiSSA does",
 }
 NO_POISON = (
     "None of this detects poisoned data: an adapter trained on clean and one trained on poisoned data can have the "
@@ -82,17 +88,17 @@ def plan_command(
             if min(texts, tokens) < 1:
                 raise ValueError(f"--texts and --tokens must be at least 1; got {texts} and {tokens}")
             dimension = min(texts * tokens, width)
-        assert rank is not None and alpha is not None and width is not None
-        result = plan(rank, alpha, width, init, rslora, dimension)
+        result = plan(cast(int, rank), cast(float, alpha), cast(int, width), init, rslora, dimension)
     others = {r: result.alpha_at(r) for r in sorted({*RANKS, rank}) if r <= width}
     if as_json:
         keep = {str(r): {"sgd": sgd, "adam": adam} for r, (sgd, adam) in others.items()}
         print(json.dumps(asdict(result) | {"alpha_that_keeps_the_step": keep}, indent=2))
         return
-    out = Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 100)
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     for sentence, chapter in sentences(result):
-        out.print(sentence, f"[dim]\\[{chapter}][/dim]\n" if chapter else "\n")
-    table = Table(title="The alpha that keeps this first step at another rank", title_justify="left")
+        out.print(Text(sentence), Text(f"[{chapter}]\n" if chapter else "\n", "dim"))
+    out.print("The alpha that keeps this first step at another rank:")
+    table = Table(box=None)
     for heading in ("rank", "under SGD", "under Adam"):
         table.add_column(heading, justify="right")
     for r, (sgd, adam) in others.items():
@@ -130,18 +136,17 @@ def _width_beside(config: Path) -> int | None:
 def sentences(p: Plan) -> list[tuple[str, str]]:
     """A plan in words, each sentence with the chapter of the book that derives it."""
     rule = "alpha / sqrt(r)" if p.rslora else "alpha / r"
-    low, high = p.order
     found = [
         (f"r = {p.rank}, alpha = {p.alpha:g}, n = {p.width}; s = {rule} = {p.scaling:.4g}; A: {DRAWN[p.init]}.", ""),
         (
-            f"Scale. At the same learning rate LoRA's first step moves the outputs {_times(p.sgd)} as far as full "
-            f"fine-tuning's under SGD (s^2 r sigma^2 = {p.sgd:.3g}), and {_times(p.adam)} as far under Adam.",
+            f"Scale. At the same learning rate LoRA's first step moves the outputs {p.sgd:.3g} times as far as full "
+            f"fine-tuning's under SGD (s^2 r sigma^2 = {p.sgd:.3g}), and {p.adam:.3g} times as far under Adam.",
             "What the optimizer changes",
         ),
         (
-            f"Order, whatever the data. LoRA's kernel is at most {high:.3g} times full fine-tuning's"
-            + (": it lies below it, so every theorem that needs the order applies." if high <= 1 else ": it need not lie below it.")
-            + f" On inputs that span at most {p.largest_dimension} of the {p.width} directions it does.",
+            f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it "
+            + ("lies below it." if p.order[1] <= 1 else f"lies below it only on data of dimension {p.largest_dimension} "
+               f"or less, of {p.width}." if p.largest_dimension else "lies below it on no data at all."),
             "The order on the data",
         ),
     ]  # fmt: skip
@@ -149,18 +154,14 @@ def sentences(p: Plan) -> list[tuple[str, str]]:
         low, high = p.order_on_data
         verdict = "lies below" if high <= 1 else "need not lie below"
         found.append((
-            f"Order on your data. With d = {p.dimension} directions LoRA's kernel lies between {low:.3g} and {high:.3g} "
-            f"times full fine-tuning's: it {verdict} it.", "The order on the data",
+            f"Order on your data. In d = {p.dimension} directions LoRA's kernel is between {low:.3g} and {high:.3g} times "
+            f"full fine-tuning's: it {verdict} it.", "The order on the data",
         ))  # fmt: skip
     found.append((
         f"Angles. Two inputs with orthogonal activations get an absolute cosine of {p.angle:.2g} in the mean: "
         "this noise falls as 1/sqrt(r).", "Attacks as alignment",
     ))  # fmt: skip
     return found
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.3g} times"
 
 
 @app.command("audit")
@@ -178,6 +179,8 @@ def audit_command(
 ) -> None:
     """What a saved adapter has become: scaling, draw, movement, certificate, directions, by layer."""
     with _errors():
+        if limit is not None:
+            check_real("--limit", limit, minimum=0.0)
         if (base is None) != (texts is None):
             raise ValueError("--base and --texts must be given together: the kernel is one of a model on inputs")
         adapter = read_adapter(path, alpha)
@@ -198,15 +201,15 @@ def _show(report: Audit, kernel: KernelAudit | None, out: Console) -> None:
         table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", overflow="fold")
     for layer in report.layers:
         table.add_row(
-            layer.name, str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer), f"{layer.norm_b:.2g}",
+            Text(layer.name), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer), f"{layer.norm_b:.2g}",
             f"{layer.certificate:.3g}", f"{layer.scale:.2g}", f"{layer.stable_rank:.1f}, {layer.effective_rank:.1f}",
             f"{layer.share:.1%}",
         )  # fmt: skip
     out.print(table)
     for sentence, chapter in verdicts(report):
-        out.print(f"\n{sentence}", f"[dim]\\[{chapter}][/dim]" if chapter else "")
+        out.print(Text(f"\n{sentence}"), Text(f"[{chapter}]" if chapter else "", "dim"))
     for sentence in kernel_verdicts(kernel, report) if kernel else ():
-        out.print(f"\n{sentence}")
+        out.print(Text(f"\n{sentence}"))
     out.print(f"\n{NO_POISON}")
 
 
@@ -216,12 +219,8 @@ def verdicts(report: Audit) -> list[tuple[str, str]]:
     ranks, scalings = sorted({layer.rank for layer in layers}), sorted({layer.scaling for layer in layers})
     left_out = f" Saved as a whole and left out here: {', '.join(report.others)}." if report.others else ""
     said = f" The configuration says init_lora_weights = {report.init}." if report.init else ""
-    found = [
-        (
-            f"{len(layers)} layers, named as by {report.naming}; rank {_range(ranks)}, s {_range(scalings)}.{left_out}",
-            "",
-        )
-    ]
+    about = f"{len(layers)} layers, named as by {report.naming}; rank {_range(ranks)}, s {_range(scalings)}."
+    found = [(about + left_out, "")]
     for name in sorted({layer.draw.name for layer in layers}):
         draws = [layer.draw for layer in layers if layer.draw.name == name]
         moved = [draw.moved for draw in draws if draw.moved is not None]
@@ -229,15 +228,15 @@ def verdicts(report: Audit) -> list[tuple[str, str]]:
         if moved:
             doubt = max(draw.doubt or 0.0 for draw in draws)
             text += (
-                f" A wrong answer has probability at most {max(doubt, 1e-300):.1g}. Moved by {_range(moved)} of the "
-                f"start's norm, and out of its place in {_range([d.directions_moved for d in draws])} directions."
+                f" It has moved by {_range(moved)} of its norm at the start, in {_range([d.directions_moved for d in draws])} "
+                f"directions; another draw, moved in as few, would look so with probability below {max(doubt, 1e-300):.0e}."
             )
         found.append((text + said, "The matrix M"))
     certified = sum(layer.certificate <= 1 for layer in layers)
     found.append((
-        f"Order. Certificates {_range([layer.certificate for layer in layers])}: at this point LoRA's kernel is at most "
-        f"{report.certificate:.3g} times full fine-tuning's on these layers, whatever the data; {certified} of "
-        f"{len(layers)} layers are certified to lie below it.", "Through training",
+        f"Order. The certificates are {_range([layer.certificate for layer in layers])}: LoRA's kernel is now at most "
+        f"{report.certificate:.3g} times full fine-tuning's on these layers, whatever the data; in {certified} of "
+        f"{len(layers)} it is certified to lie below it.", "Through training",
     ))  # fmt: skip
     idle = sum(layer.update == 0 for layer in layers)
     top = sorted(layers, key=lambda layer: -layer.share)[:3]
@@ -259,7 +258,9 @@ def kernel_verdicts(kernel: KernelAudit, report: Audit) -> list[str]:
         f"certificate allowed {report.certificate:.3g}).",
         f"Layers that carry it: {'; '.join(f'{name} {share:.0%}' for name, share in top)}.",
         f"Information: {kernel.information:.1f} bits against {kernel.full_information:.1f}; largest eigenvalues "
-        f"{', '.join(f'{v:.3g}' for v in kernel.spectrum[:5])} against {', '.join(f'{v:.3g}' for v in kernel.full_spectrum[:5])}.",
+        + " against ".join(
+            ", ".join(f"{v:.3g}" for v in values[:5]) for values in (kernel.spectrum, kernel.full_spectrum)
+        ),
     ]
 
 
@@ -299,6 +300,7 @@ def _kernel(adapter: SavedAdapter, base: Path, texts: Path) -> KernelAudit:
     if len(lines) < 2:
         raise ValueError(f"--texts must have at least two lines with text; {texts} has {len(lines)}")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
+    tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = classes[task].from_pretrained(
         base, local_files_only=True, dtype=torch.float32, attn_implementation="eager", use_safetensors=True

@@ -254,7 +254,9 @@ class _Names:
 def _sort(path: Path, names: Iterable[str]) -> _Names:
     """Which tensor is which layer's A, B or alpha; every name is used, or known to be no part of an adapter."""
     found = _Names("", {}, set(), {}, [])
-    for name in names:
+    for name in sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)]):
+        if not name.isprintable():
+            raise ValueError(f"{path} must have printable tensor names; got {name!r}")
         matches = {naming: match for naming, pattern in NAMINGS.items() if (match := re.fullmatch(pattern, name))}
         if not matches:
             alpha = re.fullmatch(ALPHA, name)

@@ -17,14 +17,12 @@ from tqdm import tqdm
 
 from .adapter_files import SavedAdapter
 from .adapters import Adapter
+from .draws import Draw, draw_of
 from .kernels import ntk
 from .spectra import cosine_law, information_bits, kernel_scale, order_certificate, order_interval
 from .validation import check_choice, check_integer, check_real
 
 DRAWS = ("peft", "gaussian", "orthonormal")
-SPREAD = 3.0
-"""How far beyond sqrt(n) -+ sqrt(r), in units of sigma, a singular value of a draw may lie: Davidson and Szarek's bound
-on the probability is 2 exp(-SPREAD^2 / 2); the law of Tracy and Widom makes it smaller than 1e-6."""
 
 
 @dataclass(frozen=True)
@@ -128,96 +126,6 @@ def plan(
 
 
 @dataclass(frozen=True)
-class Draw:
-    """Which draw a matrix came from, and how far it has left it; see `draw_of`.
-
-    Attributes
-    ----------
-    name : "uniform", "gaussian", "orthonormal", "normal" (N(0, 1), an embedding's), "zero" or "unknown"
-        "unknown": moved in every direction, or not drawn but computed from the weight, as PiSSA does.
-    directions_moved : int
-        Singular values that do not lie where the draw puts them.
-    moved, detectable : float or None
-        Estimate of |A - A_0| / |A_0| (Frobenius) for a movement orthogonal to the draw, and the least that stands out.
-    moved_by_box : float or None
-        The same ratio for mean absolute entries, from the share that left the box of a uniform draw.
-    doubt : float or None
-        Bound on the probability that another of the draws, moved in as many directions, would have won.
-    largest, kurtosis, outside : float
-        max abs(a) sqrt(n), m_4 / m_2^2 (1.8 uniform, 3 Gaussian), and the share of entries with abs(a) > 1/sqrt(n).
-    """
-
-    name: str
-    directions_moved: int
-    moved: float | None
-    detectable: float | None
-    moved_by_box: float | None
-    doubt: float | None
-    largest: float
-    kurtosis: float
-    outside: float
-
-
-def draw_of(A: Tensor, embedding: bool = False) -> Draw:
-    """Which of PEFT's draws a trained matrix started from, with the evidence.
-
-    Training moves A in few directions, so most of its singular values stay where the draw put them, within
-    sigma (sqrt(n) -+ sqrt(r)). The draw with the most of them wins, a uniform one only if no more entries left its box
-    than the movement explains: with b = 1/sqrt(n), an entry moved by d leaves it with probability abs(d) / (2 b).
-
-    Parameters
-    ----------
-    A : Tensor (r, n)
-        For an embedding the transpose of B, which PEFT draws from N(0, 1) while A starts at 0.
-    embedding : bool
-
-    Notes
-    -----
-    Statement ``thm-nsd``. After k moved directions Weyl's inequalities keep singular value k + 1 below the draw's
-    largest and the k-th from last above its smallest. `doubt` is Davidson and Szarek's exp(-t^2 / 2) at that gap t,
-    exact for Gaussian entries; for uniform ones the edges are universal. Unmoved, P(Gaussian in the box) may be less.
-    """
-    (rank, n), eps, A = A.shape, torch.finfo(A.dtype).eps, A.double()
-    entries = A.flatten()
-    second = float(entries.square().mean())
-    if second == 0:
-        return Draw("zero", 0, None, None, None, None, 0.0, 0.0, 0.0)
-    kurtosis = float(entries.pow(4).mean()) / second**2
-    scaled = entries.abs() * math.sqrt(n)
-    outside = float((scaled > 1 + eps).double().mean())
-    values = torch.linalg.eigvalsh(A @ A.T if rank <= n else A.T @ A).clamp(min=0).sqrt()
-    sigmas = {"normal": 1.0} if embedding else {"uniform": 1 / math.sqrt(3 * n), "gaussian": 1 / rank}
-    low, high = abs(math.sqrt(n) - math.sqrt(rank)), math.sqrt(n) + math.sqrt(rank)
-    edges = {name: (sigma * (low - SPREAD), sigma * (high + SPREAD)) for name, sigma in sigmas.items()}
-    if not embedding:
-        edges["orthonormal"], sigmas["orthonormal"] = (0.99, 1.01), 1 / math.sqrt(n)
-    noise = {name: math.sqrt((0.8 if name == "uniform" else 2.0) / len(entries)) for name in edges}
-    moved = {name: max(second / sigmas[name] ** 2 - 1, 0.0) for name in edges}
-    inside = {name: int(((values >= a) & (values <= b)).sum()) for name, (a, b) in edges.items()}
-    if not embedding and 2 * math.sqrt(3) * outside > math.sqrt(moved["uniform"] + 3 * noise["uniform"]):
-        inside["uniform"] = 0  # mean abs(d) = 2 b outside cannot exceed the root mean square of d
-    name = max(inside, key=lambda c: inside[c])
-    k = len(values) - inside[name]
-    rest = (k, float(scaled.max()), kurtosis, outside)
-    if inside[name] == 0:
-        return Draw("unknown", k, None, None, None, None, *rest[1:])
-
-    def looks_alike(other: str) -> float:
-        if name == "uniform" and other == "gaussian" and outside == 0:
-            return math.erf(rank / math.sqrt(2 * n)) ** len(entries)
-        if other == "orthonormal" or (name == "orthonormal" and k == 0):
-            return 0.0
-        gap = max(float(values[-1 - k]) / sigmas[other] - high, low - float(values[k]) / sigmas[other], 0.0)
-        return math.exp(-(gap**2) / 2)
-
-    doubt = max((looks_alike(other) for other in edges if other != name), default=0.0)
-    distance, least = math.sqrt(moved[name]), math.sqrt(3 * noise[name])
-    if name == "orthonormal":
-        distance, least = float((values - 1).square().mean().sqrt()), eps
-    return Draw(name, k, distance, least, 4 * outside if name == "uniform" else None, doubt, *rest[1:])
-
-
-@dataclass(frozen=True)
 class LayerAudit:
     """One adapted layer of a saved adapter.
 
@@ -249,7 +157,7 @@ class LayerAudit:
 
 
 def audit_layer(name: str, adapter: Adapter, embedding: bool = False) -> LayerAudit:
-    """What one layer's A, B and s say, in float64, from products of size r x r; `share` is 1, the layers being unsummed."""
+    """What one layer's A, B and s say, in float64, from r x r products; `share` is 1, that of a layer alone."""
     A = adapter.A.detach().double()
     rank, fan_in = A.shape
     B = A.new_zeros(1, rank) if adapter.B is None else adapter.B.detach().double()
@@ -342,7 +250,7 @@ class KernelAudit:
 
 
 class TextOutputs(nn.Module):
-    """A language model as a function with one row a text: its log-likelihood (n, 1), or a classifier's logits (n, C)."""
+    """A model with one row a text: a language model's log-likelihood of it (n, 1), or a classifier's logits (n, C)."""
 
     def __init__(self, model: nn.Module, causal: bool) -> None:
         super().__init__()
@@ -376,7 +284,7 @@ def audit_kernel(model: Any, x: Mapping[str, Tensor], causal: bool) -> KernelAud
     base = model.merge_and_unload()
     weights = {name: [base.get_submodule(name).weight] for name in sides}
     full = _kernels(TextOutputs(base, causal), weights, x)
-    K, F = sum(lora.values()), sum(full.values())
+    K, F = (torch.stack(list(kernels.values())).sum(0) for kernels in (lora, full))
     spectrum, full_spectrum = (torch.linalg.eigvalsh(k).flip(0).clamp(min=0) for k in (K, F))
     values, vectors = torch.linalg.eigh(F)
     kept = values > len(F) * 1e-6 * values[-1]  # the kernels are float32 products
