@@ -7,13 +7,12 @@ says why.
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evidence.artifacts import committed
-from evidence.claims import badge, html_table, number
+from evidence.tables import Badge, Table, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
 """Verdict -> style of its badge."""
@@ -41,12 +40,11 @@ class CostTable:
         self.lines: list[dict[str, Any]] = [line for record in records for line in record["lines"]]
 
     def _repr_html_(self) -> str:
-        rows = [cells(line) for line in self.lines]
-        shown = [
-            [badge(text, STYLES) if column == "verdict" and text else html.escape(text) for column, text in row.items()]
-            for row in rows
+        rows = [
+            [Badge(text, STYLES[text]) if text in STYLES else text for text in cells(line).values()]
+            for line in self.lines
         ]
-        return f'<div class="claim">{html_table(list(rows[0]), shown)}</div>'
+        return f'<div class="claim">{Table(list(cells(self.lines[0])), rows).html()}</div>'
 
 
 def cells(line: Mapping[str, Any]) -> dict[str, str]:

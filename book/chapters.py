@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,12 +71,20 @@ class Chapter:
         )
 
 
+def foreign_packages(root: Path) -> dict[str, str]:
+    """Package -> where it would be imported from, for each of the project's packages that is not the one in `root`."""
+    specs = {package: importlib.util.find_spec(package) for package in PACKAGES}
+    found = {package: spec.origin if spec and spec.origin else "not installed" for package, spec in specs.items()}
+    return {p: origin for p, origin in found.items() if Path(origin).resolve().parent != (root / p).resolve()}
+
+
 def find_chapters(root: Path, only: list[str] | None = None) -> list[Chapter]:
-    """Chapters of the project in order; `only` selects by number ("03") or name, an unknown one is a ValueError."""
+    """Chapters of the project in order; `only` selects by number ("03", "3") or name; an unknown one is refused."""
     chapters = [Chapter(root, path.stem) for path in sorted((root / "notebooks").glob("*.md"))]
     if not only:
         return chapters
-    known = {key: chapter for chapter in chapters for key in (chapter.name, chapter.name.split("-")[0])}
+    numbers = {chapter.name: chapter.name.split("-")[0] for chapter in chapters}
+    known = {key: c for c in chapters for key in (c.name, numbers[c.name], numbers[c.name].lstrip("0"))}
     unknown = [key for key in only if key not in known]
     if unknown:
         raise ValueError(f"--only must name chapters among {[c.name for c in chapters]}; got {unknown}")

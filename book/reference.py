@@ -61,8 +61,15 @@ def update(results: Path, reference: Path) -> None:
 
 
 def _compare_figure(item: str, run: Path, kept: Path) -> list[Difference]:
-    new, old = pd.read_csv(run), pd.read_csv(kept)
-    declared = json.loads(kept.with_suffix(".json").read_text())["columns"]
+    try:
+        new, old = pd.read_csv(run), pd.read_csv(kept)
+        declared = json.loads(kept.with_suffix(".json").read_text())["columns"]
+    except (OSError, ValueError, KeyError) as error:  # an empty CSV and broken JSON are ValueErrors
+        return [Difference(item, "", f"cannot be read: {error!r}", "a table and its tolerances")]
+    wrong = [c for c in declared if set(declared[c]) != {"rtol", "atol"}]
+    if set(declared) != set(old.columns) or wrong or old.empty:
+        moved = f"{len(old)} rows of {list(old.columns)}, tolerances for {sorted(declared)}, malformed for {wrong}"
+        return [Difference(item, "", moved, "rows, and rtol and atol for every column of the reference")]
     if list(new.columns) != list(old.columns):
         return [Difference(item, "", f"columns {list(new.columns)}", f"{list(old.columns)}")]
     if len(new) != len(old):

@@ -6,6 +6,7 @@ only when Sphinx is content. A failure leaves the previous good book as it was.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -24,15 +25,18 @@ from typing import Annotated, Any
 import nbformat
 import papermill
 import typer
-from chapters import PACKAGES, Chapter, find_chapters, parse_overrides
+from chapters import PACKAGES, Chapter, find_chapters, foreign_packages, parse_overrides
+from pages import readme_with_claims, write_generated_pages
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from evidence.artifacts import write_atomically
+from evidence.findings import missing_findings
+
 ROOT = Path(__file__).resolve().parent.parent
-CLAIMS_START, CLAIMS_END = "<!-- claims:start -->", "<!-- claims:end -->"
 console = Console(soft_wrap=True)
 
 
@@ -109,37 +113,8 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
     return outcomes
 
 
-def write_generated_pages(root: Path) -> None:
-    """Write the pages that are rendered from claims and findings: book/claims.md, and what the front page and the page
-    of tests include."""
-    from evidence import claims, findings
-
-    static = root / "book" / "_static"
-    page = (root / "book" / "claims.template.md").read_text()
-    for name, module in (("claims", claims), ("findings", findings)):
-        page = page.replace(f"{{{{ {name} }}}}", module.render_markdown(static / name, link_prefix="notebooks/"))
-    (root / "book" / "claims.md").write_text(page)
-    (root / "book" / "_generated").mkdir(exist_ok=True)
-    summary = claims.render_summary(static / "claims") + "\n" + findings.render_summary(static / "findings")
-    (root / "book" / "_generated" / "summary.md").write_text(summary)
-    (root / "book" / "_generated" / "tests.md").write_text(claims.render_tests())
-
-
-def readme_with_claims(root: Path) -> str:
-    """README.md with its block of claims and findings from the reference, which does not vary between machines."""
-    from evidence import claims, findings
-
-    before, rest = (root / "README.md").read_text().split(CLAIMS_START)
-    reference = root / "tests" / "reference"
-    five = f"The five empirical findings, by source of evidence:\n\n{findings.render_plain(reference / 'findings')}"
-    block = f"{claims.render_plain(reference / 'claims')}\n{five}"
-    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
-
-
 def check_numbers(root: Path) -> list[Difference]:
     """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
-    from evidence.findings import missing_findings
-
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
     if readme_with_claims(root) != (root / "README.md").read_text():
         differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))
@@ -245,6 +220,7 @@ def report_book(root: Path, chapters: list[Chapter], ran: dict[str, float], rend
 
 
 def main(
+    context: typer.Context,
     only: Annotated[list[str] | None, typer.Option(help="Chapter to execute, by number or name; repeatable.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Parameter name=value; repeatable.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Chapters executed at once.")] = os.cpu_count() or 1,
@@ -258,12 +234,28 @@ def main(
     With --set the run is a trial: it goes to book/_build/trial and leaves the book alone.
     """
     start = time.perf_counter()
+    foreign = foreign_packages(ROOT)
+    if foreign:
+        console.print(f"other code than this tree's would run: {foreign}", markup=False)
+        console.print(f"mend it with: {sys.executable} -m pip install --no-deps -e {ROOT}", markup=False)
+        raise typer.Exit(2)
     try:
         chapters = find_chapters(root, only)
         overrides = {c.name: parse_overrides(c, settings or []) for c in chapters}
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     book = root / "book"
+    build = book / "_build"
+    build.mkdir(parents=True, exist_ok=True)
+    lock = (build / "lock").open("w")  # held until the command ends, however it ends
+    context.call_on_close(lock.close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.print(f"another regeneration is at work on {root}: wait for its end", markup=False)
+        raise typer.Exit(2) from None
+    for leftover in [*build.glob("stage-*"), *(build / "trial" / "_build").glob("stage-*")]:
+        shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed
     if settings:
         trial = book / "_build" / "trial"
         outcomes = run_chapters(chapters, overrides, trial, jobs)
@@ -281,7 +273,7 @@ def main(
     write_generated_pages(root)
     if update_reference:
         update(book / "_static", root / "tests" / "reference")
-        (root / "README.md").write_text(readme_with_claims(root))
+        write_atomically(root / "README.md", readme_with_claims(root))
         for picture in (root / "docs").glob("*.png"):
             shutil.copyfile(book / "_static" / "figures" / picture.name, picture)
     rendered = False if no_render else render(root)

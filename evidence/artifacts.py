@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lorantk.tiles import write_atomically
 
-__all__ = ["committed", "results_directory", "write_atomically"]
+__all__ = ["committed", "results_directory", "save_record", "write_atomically"]
 
 SOURCE_TREE = Path(__file__).resolve().parent.parent
 """Root of the tree that an editable install points to."""
@@ -39,3 +43,11 @@ def committed(folder: str, name: str, suffix: str) -> Path:
             "Recorded runs come with the source tree: clone it and install it with pip install -e ."
         )
     return path
+
+
+def save_record(kind: str, name: str, record: Mapping[str, Any], intervals: Sequence[dict[str, Any]]) -> None:
+    """Write a record as JSON to the results directory of its kind; open ends of its intervals become null."""
+    for entry in intervals:
+        entry |= {end: entry[end] if math.isfinite(entry[end]) else None for end in ("low", "high")}
+    path = results_directory(kind) / f"{name}.json"
+    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -8,16 +8,14 @@ conclusion. The verdict is computed:
 - one fails, and there are amended checks and all pass: "holds with an amended condition";
 - one fails otherwise: "fails as printed".
 
-``python -m evidence.claims`` prints the table in a terminal, and that of `evidence.findings` below it.
+``python -m evidence`` prints all claims, and the findings, in a terminal.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +24,9 @@ from torch import Tensor
 
 from lorantk.validation import check_choice
 
-from .artifacts import results_directory, write_atomically
+from .artifacts import save_record
 from .statements import STATEMENTS
+from .tables import Badge, Cell, Code, Table, cell_html, interval, number
 
 ROLES = ("printed", "amended", "corrected")
 VERDICTS = {
@@ -139,34 +138,13 @@ class Claim:
         return self
 
     def _repr_html_(self) -> str:
-        heads = ("measured", "value", "predicted", "met", "reading", "route")
-        table = html_table(
-            heads,
-            [
-                (e.name, number(e.value), interval(e.low, e.high), "yes" if e.passes else "no", e.role, e.route)
-                for e in self.evidence
-            ],
-        )
-        title = f"<p><strong>{self.id}</strong>: {badge(self.verdict)}</p>"
-        return f'<div class="claim" id="claim-{self.id}">{title}{table}</div>'
-
-
-def html_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table that scrolls in a box of its own on a page; cells are HTML."""
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return (
-        '<div class="claim-table" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def save_record(kind: str, name: str, record: Mapping[str, Any], intervals: Sequence[dict[str, Any]]) -> None:
-    """Write a record as JSON to the results directory of its kind; open ends of its intervals become null."""
-    for entry in intervals:
-        entry |= {end: entry[end] if math.isfinite(entry[end]) else None for end in ("low", "high")}
-    path = results_directory(kind) / f"{name}.json"
-    write_atomically(path, json.dumps(record, indent=1, allow_nan=False) + "\n")
+        rows = [
+            (e.name, number(e.value), interval(e.low, e.high), "yes" if e.passes else "no", e.role, e.route)
+            for e in self.evidence
+        ]
+        table = Table(("measured", "value", "predicted", "met", "reading", "route"), rows)
+        title = cell_html((f"{self.id}: ", Badge(self.verdict, VERDICTS[self.verdict])))
+        return f'<div class="claim" id="claim-{self.id}"><p>{title}</p>{table.html()}</div>'
 
 
 def disagreement(first: Tensor, second: Tensor) -> float:
@@ -185,97 +163,21 @@ def missing_claims(directory: Path) -> list[str]:
     return [id for id in STATEMENTS if not (directory / f"{id}.json").exists()]
 
 
-def render_markdown(claims_dir: Path, *, link_prefix: str) -> str:
-    """The claims table as markdown; links to chapters start with `link_prefix` and end in .html."""
-    lines = ["| id | statement | verdict | decisive number | see |", "|---|---|---|---|---|"]
-    for record in load_claims(claims_dir):
-        page = f"{link_prefix}{record['chapter']}.html"
-        statement = STATEMENTS[record["id"]]
-        package, module, name = statement.code.split(".")
-        targets = {"proof": f"{page}#{record['proof']}"}
-        if record["figure"]:
-            targets["figure"] = f"{page}#fig-{record['figure']}"
-        targets["code"] = f"_modules/{package}/{module}.html#{name}"
-        targets["test"] = f"tests.html#test-{record['id']}"
-        links = ", ".join(f'<a href="{target}">{text}</a>' for text, target in targets.items())
-        cells = [f"`{record['id']}`", record["statement"], badge(record["verdict"]), _decisive(record), links]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def claims_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
+    """The claims saved in `directory`, one a row; `links` makes a record's cell of links."""
+    rows = [
+        (
+            Code(record["id"]),
+            record["statement"],
+            Badge(record["verdict"], VERDICTS[record["verdict"]]),
+            _decisive(record),
+            links(record),
+        )
+        for record in load_claims(directory)
+    ]
+    return Table(("id", "statement", "verdict", "decisive number", "see"), rows)
 
 
-def render_tests() -> str:
-    """A section for each statement with the code of its test, as MyST markdown for a page of the book."""
-    sections = []
-    for id, statement in STATEMENTS.items():
-        package, module, name = statement.test.split(".")
-        path = f"tests/{package}/test_{module}.py"
-        options = f":language: python\n:pyobject: {name}\n"
-        code = f"```{{literalinclude}} ../{path}\n{options}```\n"
-        sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `{path}`:\n\n{code}")
-    return "\n".join(sections)
-
-
-def render_plain(claims_dir: Path) -> str:
-    """The claims table as plain markdown for the README; chapters link to their sources."""
-    lines = ["| id | statement | verdict | decisive number | chapter |", "|---|---|---|---|---|"]
-    for record in load_claims(claims_dir):
-        chapter = f"[{record['chapter'].split('-')[0]}](notebooks/{record['chapter']}.md)"
-        cells = [f"`{record['id']}`", record["statement"], f"**{record['verdict']}**", _decisive(record), chapter]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def render_summary(claims_dir: Path) -> str:
-    """One markdown line: how many statements ended in which verdict."""
-    verdicts = [record["verdict"] for record in load_claims(claims_dir)]
-    counts = [f"{verdicts.count(v)} {badge(v)}" for v in VERDICTS if v in verdicts]
-    return f"Of {len(verdicts)} statements checked so far: {', '.join(counts)}.\n"
-
-
-def badge(verdict: str, styles: Mapping[str, str] = VERDICTS) -> str:
-    """The verdict as HTML, in the style that `styles` gives it."""
-    return f'<span class="verdict verdict-{styles[verdict]}">{verdict}</span>'
-
-
-def _decisive(record: dict[str, Any]) -> str:
+def _decisive(record: Mapping[str, Any]) -> str:
     evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
     return f"{evidence['name']}: {number(evidence['value'])} (predicted {interval(evidence['low'], evidence['high'])})"
-
-
-def number(value: float) -> str:
-    """Three significant digits; round-off, which varies between machines, as what it is."""
-    if 0 < abs(value) < 1e-12:
-        return "below 1e-12"
-    return f"{value:.3g}"
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """An interval in words; an open end is an infinity, or None in a saved claim."""
-    if high is None or high == math.inf:
-        return "anything" if low is None or low == -math.inf else f"at least {number(low)}"
-    if low is None or low == -math.inf:
-        return f"at most {number(high)}"
-    if low < high and number(low) == number(high):
-        return f"{number((low + high) / 2)} ± {(high - low) / 2:.0e}"
-    return f"{number(low)} to {number(high)}"
-
-
-def main(directory: Path) -> None:
-    """Print the claims saved in `directory` as a table in the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    if not load_claims(directory):
-        raise SystemExit(f"no claims in {directory}: run from the project's root, or name a directory of claims")
-    table = Table("id", "verdict", "decisive number", "chapter", title="Claims, as computed")
-    for record in load_claims(directory):
-        table.add_row(record["id"], record["verdict"], _decisive(record), record["chapter"])
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    from evidence.findings import show
-
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("tests/reference/claims")
-    main(directory)
-    show(directory.with_name("findings"))

@@ -1,6 +1,7 @@
 """One style for every figure, and one way to save it: SVG (light and dark), PNG, the plotted numbers, provenance.
 
-Importing this module sets matplotlib's style. The same thing has the same colour everywhere: `COLORS`.
+Importing this module sets matplotlib's style, not its backend: figures come from `subplots` and show themselves once,
+through what `save` returns. The same thing has the same colour everywhere: `COLORS`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import html
 import io
 import json
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -44,7 +45,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-12}
 """Declared agreement of a recorded column across machines, unless `save` is told otherwise (float64 results)."""
 
-matplotlib.use("agg")  # a figure shows itself once, through what `save` returns
 matplotlib.rcParams.update(
     {
         "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK,
@@ -67,16 +67,34 @@ class SavedFigure:
     directory: Path
 
     def _repr_html_(self) -> str:
-        base = f"{self.directory.as_posix()}/{self.name}"
-        alt = html.escape(self.alt, quote=True)
+        base = html.escape(f"{self.directory.as_posix()}/{self.name}")
+        alt, caption = html.escape(self.alt), html.escape(self.caption, quote=False)
         return (
             f'<figure id="fig-{self.name}" class="lorantk-figure"><div class="lorantk-picture" tabindex="0">'
             f'<img class="only-light" src="{base}.svg" alt="{alt}">'
             f'<img class="only-dark" hidden src="{base}-dark.svg" alt="{alt}"></div>'
-            f'<figcaption><span class="mathjax_process">{self.caption}</span> '
+            f'<figcaption><span class="mathjax_process">{caption}</span> '
             f'<a href="{base}.csv" download>Numbers (CSV)</a>, <a href="{base}.png" download>PNG</a>.</figcaption>'
             "</figure>"
         )
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float] | None = None, **options: Any) -> Any:
+    """A figure and its axes, as from pyplot, but known to no backend: nothing shows or keeps it until it is saved.
+
+    Parameters
+    ----------
+    rows, columns : int
+    figsize : (width, height) in inches, optional
+    **options
+        As `matplotlib.figure.Figure.subplots` takes them.
+
+    Returns
+    -------
+    Figure, and Axes or an array of them
+    """
+    fig = Figure(figsize=figsize)
+    return fig, fig.subplots(rows, columns, **options)
 
 
 def save(
@@ -87,7 +105,7 @@ def save(
     caption: str = "",
     tolerance: Mapping[str, Mapping[str, float]] | None = None,
 ) -> SavedFigure:
-    """Write a figure and everything a reader needs to check it, then close it.
+    """Write a figure and everything a reader needs to check it.
 
     Parameters
     ----------
@@ -117,8 +135,8 @@ def save(
         raise ValueError(f"alt must say what figure {name!r} shows; got an empty text")
     if frame.empty:
         raise ValueError(f"data of figure {name!r} must hold the plotted numbers; got no rows")
-    if not name.replace("-", "").isalnum() or name != name.lower():
-        raise ValueError(f"name must be lower-case letters, digits and hyphens; got {name!r}")
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be lower-case letters a to z, digits and hyphens; got {name!r}")
     unknown = set(tolerance or {}) - set(frame.columns)
     if unknown:
         raise ValueError(f"tolerance must name columns among {list(frame.columns)}; got {sorted(unknown)}")
@@ -147,21 +165,20 @@ def save(
 
 
 def _pictures(fig: Figure, name: str) -> dict[str, str | bytes]:
-    """The figure as SVG for a light and for a dark page and as PNG, by file suffix; the figure is closed."""
+    """The figure as SVG for a light and for a dark page and as PNG, by file suffix."""
     with matplotlib.rc_context({"svg.hashsalt": name}):
         svg, png = io.StringIO(), io.BytesIO()
         fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    plt.close(fig)
     light = svg.getvalue()
     dark = light.replace(INK, INK_DARK).replace(GRID, GRID_DARK)
     return {".svg": light, "-dark.svg": dark, ".png": png.getvalue()}
 
 
-def rate_line(ax: Axes, x: Sequence[float], y: Sequence[float], rate: float, label: str) -> None:
-    """Dashed guide of slope `rate` through the last point of a log-log curve."""
+def order_line(ax: Axes, x: Sequence[float], y: Sequence[float], order: float, label: str) -> None:
+    """Dashed guide of slope `order`, an order of convergence, through the last point of a log-log curve."""
     x_values = np.asarray(x, dtype=float)
-    ax.plot(x_values, y[-1] * (x_values / x_values[-1]) ** rate, "--", color=INK, lw=1.2, label=label)
+    ax.plot(x_values, y[-1] * (x_values / x_values[-1]) ** order, "--", color=INK, lw=1.2, label=label)
 
 
 def log_axes(ax: Axes, xlabel: str, ylabel: str, ticks: Sequence[float] | None = None) -> None:
@@ -230,7 +247,7 @@ def curve_grid(
     """
     rows, columns = list(data[row].unique()), list(data[column].unique())
     size = (6.2, 1.1 + 1.45 * len(rows))
-    fig, grid = plt.subplots(len(rows), len(columns), figsize=size, sharex="col", sharey="row", squeeze=False)
+    fig, grid = subplots(len(rows), len(columns), figsize=size, sharex="col", sharey="row", squeeze=False)
     axes = {(r, c): grid[i, j] for i, r in enumerate(rows) for j, c in enumerate(columns)}
     for (r, c), ax in axes.items():
         cell = data[(data[row] == r) & (data[column] == c)]

@@ -1,7 +1,7 @@
 """The paper's five findings: what each source of evidence says, as effects with intervals and a computed verdict.
 
 A finding is empirical: no proof settles it. Three sources speak, kept apart: the numbers that the paper *published*,
-read again; our small networks on the *desk*; our sentence encoder on real *text*. Effects are oriented: positive is
+read again; our small networks on *digits*; our sentence encoder on real *text*. Effects are oriented: positive is
 what the finding says. Readings and verdicts follow:
 
 - an effect is "supported" if its whole interval is above 0, "reversed" if it is below, else "not shown";
@@ -14,27 +14,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lorantk.validation import check_choice
 
-from .claims import badge, html_table, interval, number, save_record
+from .artifacts import save_record
 from .effects import Effect
+from .statements import FINDINGS, SOURCES
+from .tables import Badge, Cell, Code, Table, cell_html, interval, join, number
 
-FINDINGS = {
-    "finding-1": "Against full fine-tuning, LoRA loses more to untargeted poisoning and gives less way to backdoors",
-    "finding-2": "A higher rank resists untargeted poisoning better and backdoors worse",
-    "finding-3": "The variance that A starts with changes how robust LoRA is",
-    "finding-4": "Against backdoors the lowest rank is best, as long as clean accuracy holds",
-    "finding-5": "A smaller variance of A makes LoRA more robust",
-}
-"""Id -> the finding in our words, in the order of the poster."""
-
-SOURCES = ("published", "desk", "text")
-READINGS = ("supported", "reversed", "not shown")
 STYLES = {
     "supported": "holds",
     "supported in part": "amended",
@@ -58,7 +49,7 @@ class Finding:
     ----------
     id : str
         A key of `FINDINGS`.
-    source : {"published", "desk", "text"}
+    source : {"published", "digits", "text"}
     effects : sequence of Effect
         One per part of the finding, oriented: positive is what the finding says.
     decisive : str
@@ -108,16 +99,13 @@ class Finding:
         return self
 
     def _repr_html_(self) -> str:
-        heads = ("effect", "value", "95 % interval", "unit", "n", "reading")
-        table = html_table(
-            heads,
-            [
-                (e.name, number(e.value), interval(e.low, e.high), e.unit, e.n, reading(e.low, e.high))
-                for e in self.effects
-            ],
-        )
-        title = f"<p><strong>{self.id}</strong>, {self.source}: {badge(self.verdict, STYLES)}</p>"
-        return f'<div class="claim" id="{self.id}-{self.source}">{title}{table}</div>'
+        rows = [
+            (e.name, number(e.value), interval(e.low, e.high), e.unit, str(e.n), reading(e.low, e.high))
+            for e in self.effects
+        ]
+        table = Table(("effect", "value", "95 % interval", "unit", "n", "reading"), rows)
+        title = cell_html((f"{self.id}, {self.source}: ", Badge(self.verdict, STYLES[self.verdict])))
+        return f'<div class="claim" id="{self.id}-{self.source}"><p>{title}</p>{table.html()}</div>'
 
 
 def reading(low: float, high: float) -> str:
@@ -155,59 +143,34 @@ def overall(records: Sequence[dict[str, Any]]) -> str:
     return verdict([effect["reading"] for record in records for effect in record["effects"]])
 
 
-def render_markdown(directory: Path, *, link_prefix: str) -> str:
-    """The findings as a markdown table, one column a source; links to chapters start with `link_prefix`."""
+def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
+    """The findings saved in `directory`, one a row, one column a source; `links` makes a record's cell of links."""
     records = load_findings(directory)
-    lines = [f"| finding | {' | '.join(SOURCES)} | over all |", "|---|" + "---|" * (len(SOURCES) + 1)]
+    rows: list[list[Cell]] = []
     for id, text in FINDINGS.items():
-        cells, mine = [f"`{id}` {text}"], [records[id, source] for source in SOURCES if (id, source) in records]
-        for source in SOURCES:
-            record = records.get((id, source))
-            if record is None:
-                cells.append(badge("missing", STYLES))
-                continue
-            page = f"{link_prefix}{record['chapter']}.html"
-            links = f'<a href="{page}#fig-{record["figure"]}">figure</a>, <a href="{page}#{id}-{source}">method</a>'
-            cells.append(f"{badge(record['verdict'], STYLES)} {_decisive(record)} {links} `{record['command']}`")
-        lines.append("| " + " | ".join([*cells, badge(overall(mine), STYLES)]) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def render_plain(directory: Path) -> str:
-    """The findings as plain markdown for the README; verdicts link to the chapters' sources."""
-    records = load_findings(directory)
-    lines = [f"| id | finding | {' | '.join(SOURCES)} | over all |", "|---|---|" + "---|" * (len(SOURCES) + 1)]
-    for id, text in FINDINGS.items():
-        mine = [records[id, source] for source in SOURCES if (id, source) in records]
-        cells = {r["source"]: f"[{r['verdict']}](notebooks/{r['chapter']}.md): {_decisive(r)}" for r in mine}
-        row = [f"`{id}`", text, *(cells.get(source, "missing") for source in SOURCES), f"**{overall(mine)}**"]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def render_summary(directory: Path) -> str:
-    """One markdown line: how many findings ended in which verdict over all sources."""
-    records = load_findings(directory)
-    verdicts = [overall([r for (of, _), r in records.items() if of == id]) for id in FINDINGS]
-    counts = [f"{verdicts.count(v)} {badge(v, STYLES)}" for v in STYLES if v in verdicts]
-    return f"Of the {len(FINDINGS)} empirical findings, over {len(SOURCES)} sources of evidence: {', '.join(counts)}.\n"
-
-
-def show(directory: Path) -> None:
-    """Print the findings saved in `directory` as a table in the terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    records = load_findings(directory)
-    table = Table("id", *SOURCES, "over all", title="The five findings, as computed")
-    for id in FINDINGS:
         mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
-        cells = [f"{mine[s]['verdict']}: {_decisive(mine[s])}" if s in mine else "missing" for s in SOURCES]
-        table.add_row(id, *cells, overall(list(mine.values())))
-    Console().print(table)
+        verdicts = {source: record["verdict"] for source, record in mine.items()} | {
+            "all": overall(list(mine.values()))
+        }
+        badges = {source: Badge(word, STYLES[word]) for source, word in verdicts.items()}
+        missing = Badge("missing", STYLES["missing"])
+        cells = [
+            join([badges[source], f"{_decisive(mine[source])};", links(mine[source])], " ")
+            if source in mine
+            else missing
+            for source in SOURCES
+        ]
+        rows.append([Code(id), text, *cells, badges["all"]])
+    return Table(("id", "finding", *SOURCES, "over all"), rows)
 
 
-def _decisive(record: dict[str, Any]) -> str:
+def overall_verdicts(directory: Path) -> list[str]:
+    """Each finding's verdict over all sources, from the findings saved in `directory`."""
+    records = load_findings(directory)
+    return [overall([record for (of, _), record in records.items() if of == id]) for id in FINDINGS]
+
+
+def _decisive(record: Mapping[str, Any]) -> str:
     """The decisive effect with its interval; before it, if the verdict is one in part, in how many effects."""
     readings = [effect["reading"] for effect in record["effects"]]
     word, part, _ = record["verdict"].partition(" in part")

@@ -1,4 +1,4 @@
-"""The statements that the companion checks: each needs a claim."""
+"""What the companion checks: the poster's statements, each of which needs a claim, and its empirical findings."""
 
 from __future__ import annotations
 
@@ -131,3 +131,15 @@ STATEMENTS: dict[str, Statement] = {
     ),
 }
 """Every statement that must carry a claim, in the order of the poster; ours come last."""
+
+FINDINGS = {
+    "finding-1": "Against full fine-tuning, LoRA loses more to untargeted poisoning and gives less way to backdoors",
+    "finding-2": "A higher rank resists untargeted poisoning better and backdoors worse",
+    "finding-3": "The variance that A starts with changes how robust LoRA is",
+    "finding-4": "Against backdoors the lowest rank is best, as long as clean accuracy holds",
+    "finding-5": "A smaller variance of A makes LoRA more robust",
+}
+"""Id -> the finding in our words, in the order of the poster."""
+
+SOURCES = ("published", "digits", "text")
+"""Sources of evidence on a finding: the paper's numbers, our networks on digits, our encoder on text."""

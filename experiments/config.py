@@ -26,7 +26,7 @@ GLUE = ("sst2", "cola", "qnli", "qqp")
 TASKS = ("digits", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
-CELL = ("task", *runs.CELL)
+CELL = ("task", *runs.ARM)
 """Fields that a learning rate is chosen for: at the budget of the grid of rates, then kept at every budget."""
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from evidence.effects import Effect, contrast, over_tasks
+from evidence.effects import Effect, contrast, random_effects, slope_weights
 from lorantk.validation import check_choice
 
 ARMS = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
 """What is compared: the change that poison makes, or one arm alone; weights of the rows with poison and without."""
 
 
-def between_methods(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None) -> pd.DataFrame:
+def method_cells(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None) -> pd.DataFrame:
     """Full fine-tuning minus LoRA, averaged over poison rates; minus the same in `near_clean`, if given.
 
     Only pairs count: a poison rate at which one method is absent is left out.
@@ -26,20 +26,18 @@ def between_methods(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None)
     for table, sign in ((sweep, 1.0), (near_clean, -1.0)):
         if table is not None:
             pairs = table[table.groupby(["task", "poison_rate"]).method.transform("nunique") == 2]
-            rates = pairs.groupby("task").poison_rate.transform("nunique")
-            parts.append(pairs.assign(weight=sign * pairs.method.map({"FF": 1.0, "LoRA": -1.0}) / rates))
+            points = pairs.groupby("task").poison_rate.transform("nunique")
+            parts.append(pairs.assign(weight=sign * pairs.method.map({"FF": 1.0, "LoRA": -1.0}) / points))
     return pd.concat(parts)
 
 
-def along(sweep: pd.DataFrame, x: pd.Series, arm: str = "change") -> pd.DataFrame:
+def slope_cells(sweep: pd.DataFrame, x: pd.Series, arm: str = "change") -> pd.DataFrame:
     """Least-squares slope on x, one value a row, of what `arm` names in `ARMS`."""
-    arms = [sweep.task, sweep.poison_rate > 0]
-    centred = x - x.groupby(arms).transform("mean")
-    slope = centred / centred.pow(2).groupby(arms).transform("sum")
+    slope = x.groupby([sweep.task, sweep.poison_rate > 0]).transform(slope_weights)
     return sweep.assign(weight=slope * _arm(sweep, arm))
 
 
-def against_rest(sweep: pd.DataFrame, chosen: pd.Series, arm: str = "change") -> pd.DataFrame:
+def rest_cells(sweep: pd.DataFrame, chosen: pd.Series, arm: str = "change") -> pd.DataFrame:
     """Mean where `chosen` is true minus the mean elsewhere, of what `arm` names in `ARMS`."""
     arms = [sweep.task, sweep.poison_rate > 0, chosen]
     share = chosen.map({True: 1.0, False: -1.0}) / chosen.groupby(arms).transform("size")
@@ -83,7 +81,7 @@ def summarise(cells: pd.DataFrame, name: str, unit: str = "accuracy") -> list[Ef
     """
     each = [contrast(groups(rows), rows.weight.tolist(), str(task), unit) for task, rows in cells.groupby("task")]
     these = contrast(groups(cells), (cells.weight / len(each)).tolist(), f"{name}, these {len(each)} tasks", unit)
-    return [*each, these, over_tasks(each, f"{name}, tasks in general")]
+    return [*each, these, random_effects(each, f"{name}, tasks in general")]
 
 
 def _arm(sweep: pd.DataFrame, arm: str) -> np.ndarray:

@@ -7,12 +7,15 @@ triggered inputs won by the backdoor. Statements ``finding-1`` to ``finding-5``;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import t
 
-from evidence.effects import LEVEL, Effect, paired, repeated_levels
+from evidence.effects import LEVEL, Effect, paired_contrast, slope_weights
+from evidence.variance import variance_explained_within
 from lorantk.validation import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
@@ -21,8 +24,8 @@ OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success
 UNITS = {"untargeted": "accuracy", "backdoor": "attack success"}
 """Attack -> what its harm is a fraction of."""
 
-CELL = ("method", "rank", "variance", "scaling", "optimizer")
-"""Fields that, within a task, a learning rate is chosen for."""
+ARM = ("method", "rank", "variance", "scaling", "optimizer")
+"""Fields that make an arm: within a task, a learning rate is chosen for each."""
 
 POOLED: dict[str, object] = {"rank": np.nan, "variance": "peft", "scaling": "1"}
 """The cell of LoRA over all its ranks."""
@@ -36,19 +39,19 @@ def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
     runs : DataFrame
         Recorded runs of one task, a row each.
     rates : DataFrame
-        Selected rates of the same task, a row a cell of `CELL`.
+        Selected rates of the same task, a row a cell of `ARM`.
     rule : {"selected", "shared", "full"}
         The rate selected for the run's own cell; for LoRA over all its ranks (with PEFT's variance and s = 1); or for
         full fine-tuning. "matched" runs take full fine-tuning's under each.
     """
     check_choice("rule", rule, ("selected", "shared", "full"))
-    cells = runs[list(CELL)].copy()
+    cells = runs[list(ARM)].copy()
     borrowed = (cells.method == "matched") | (rule == "full")
     adapted = (cells.method == "lora") & (rule == "shared")
     cells["method"] = cells.method.mask(borrowed, "full")
     for name, pooled in POOLED.items():
         cells[name] = cells[name].mask(borrowed, np.nan).mask(adapted, pooled)
-    wanted = cells.merge(rates[[*CELL, "learning_rate"]], how="left", on=list(CELL)).learning_rate
+    wanted = cells.merge(rates[[*ARM, "learning_rate"]], how="left", on=list(ARM)).learning_rate
     return runs[np.isclose(runs.learning_rate, wanted.to_numpy())]
 
 
@@ -66,7 +69,7 @@ def harms(runs: pd.DataFrame) -> pd.DataFrame:
     ValueError
         If an attacked run has no such partner.
     """
-    keys = [*CELL, "learning_rate", "steps", "batch_size", "seed"]
+    keys = [*ARM, "learning_rate", "steps", "batch_size", "seed"]
     columns = [column for column, _ in OUTCOMES.values()]
     clean, attacked = (runs[(runs.attack == "none") == wanted] for wanted in (True, False))
     joined = attacked.merge(clean[keys + columns], how="left", on=keys, suffixes=("", "_without"), indicator=True)
@@ -95,26 +98,21 @@ def by_seed(runs: pd.DataFrame, column: str = "harm", **settings: object) -> pd.
     return runs.set_index("seed")[column].sort_index()
 
 
-def difference(first: pd.Series, second: pd.Series, name: str, unit: str = "") -> Effect:
-    """Mean of first - second over the seeds that both have."""
-    pairs = pd.concat([first, second], axis=1, join="inner")
-    return paired(pairs.iloc[:, 0], pairs.iloc[:, 1], name, unit)
-
-
-def trend(outcomes: Mapping[float, pd.Series], name: str, unit: str) -> Effect:
-    """Least-squares slope of an outcome, fitted for each seed; its mean over seeds.
+def compare(
+    arms: Mapping[Any, pd.Series] | Sequence[pd.Series], weights: ArrayLike, name: str, unit: str = ""
+) -> Effect:
+    """Weighted sum of arms, each an outcome indexed by seed, over the seeds that all of them have.
 
     Parameters
     ----------
-    outcomes : mapping
-        Value of x, on the scale of the slope (e.g. log2 of the rank), to outcomes indexed by seed.
+    arms : sequence or mapping of Series
+    weights : sequence of float
+        One an arm: (1, -1) is a difference, `evidence.effects.slope_weights` a slope.
     name, unit : str
         See `evidence.effects.Effect`.
     """
-    table = pd.concat(dict(outcomes), axis=1, join="inner")
-    x = table.columns.to_numpy(dtype=float)
-    slopes = table.to_numpy() @ ((x - x.mean()) / ((x - x.mean()) ** 2).sum())
-    return paired(slopes, np.zeros_like(slopes), name, unit)
+    series = list(arms.values()) if isinstance(arms, Mapping) else list(arms)
+    return paired_contrast(pd.concat(series, axis=1, join="inner"), weights, name, unit)
 
 
 def times_n(variance: pd.Series) -> pd.Series:
@@ -160,30 +158,57 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
         slope of harm per factor of 10 of the variance.
     """
     attack = attacked.attack.iloc[0]
-    down, unit = attack == "untargeted", UNITS[attack]
-    lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1")]
-    peft = lora[lora.variance == "peft"]
-    ranks = {int(r): by_seed(peft, rank=r) for r in sorted(peft["rank"].unique())}
-    full = by_seed(attacked, method="full")
-    variances = lora[lora["rank"] == rank].assign(k=lambda rows: times_n(rows.variance)).dropna(subset="k")
-    by_k = {k: by_seed(variances, k=k) for k in sorted(variances.k.unique())}
-    by_rank = trend({np.log2(r): harm for r, harm in ranks.items()}, f"{label}: harm per doubling of r", unit)
+    unit, flips = UNITS[attack], attack == "untargeted"
+    full, by_rank, by_k = by_seed(attacked, method="full"), harm_by_rank(attacked), harm_by_variance(attacked, rank)
     effects = {
-        "finding-1": [
-            difference(ranks[rank], full, f"{label}: extra harm of LoRA", unit)
-            if down
-            else difference(full, ranks[rank], f"{label}: harm that LoRA is spared", unit)
+        "finding-1": [between_methods(full, by_rank[rank], flips, label, unit)],
+        "finding-2": [trend_in_rank(by_rank, flips, label, unit)],
+        "finding-3": [
+            variance_explained_within(pd.concat(by_k, axis=1, join="inner"), f"{label}: share that k explains")
         ],
-        "finding-2": [(-by_rank).renamed(f"{label}: fall of harm per doubling of r") if down else by_rank],
-        "finding-3": [repeated_levels(pd.concat(by_k, axis=1, join="inner"), f"{label}: share that k explains")],
-        "finding-5": [trend({np.log10(k): harm for k, harm in by_k.items()}, f"{label}: harm per tenfold k", unit)],
+        "finding-5": [compare(by_k, slope_weights(np.log10(list(by_k))), f"{label}: harm per tenfold k", unit)],
     }
-    if not down:
-        accuracy = peft.groupby("rank").accuracy_without.mean()
-        lowest = int(accuracy.index[accuracy >= accuracy.max() - tolerance].min())
-        above = pd.concat([harm for r, harm in ranks.items() if r > lowest], axis=1).mean(axis=1)
-        effects["finding-4"] = [difference(above, ranks[lowest], f"{label}: higher ranks minus r = {lowest}", unit)]
+    if not flips:
+        effects["finding-4"] = [lowest_rank(attacked, by_rank, tolerance, label, unit)]
     return effects
+
+
+def harm_by_rank(attacked: pd.DataFrame) -> dict[int, pd.Series]:
+    """Harm of LoRA with PEFT's variance and s = 1, indexed by seed, at each rank."""
+    lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1") & (attacked.variance == "peft")]
+    return {int(r): by_seed(lora, rank=r) for r in sorted(lora["rank"].unique())}
+
+
+def harm_by_variance(attacked: pd.DataFrame, rank: int) -> dict[float, pd.Series]:
+    """Harm of LoRA at one rank with s = 1, indexed by seed, at each k of a variance k/n."""
+    lora = attacked[(attacked.method == "lora") & (attacked.scaling == "1") & (attacked["rank"] == rank)]
+    lora = lora.assign(k=times_n(lora.variance)).dropna(subset="k")
+    return {k: by_seed(lora, k=k) for k in sorted(lora.k.unique())}
+
+
+def between_methods(full: pd.Series, lora: pd.Series, flips: bool, label: str, unit: str) -> Effect:
+    """finding-1: under flips LoRA's extra harm, under a backdoor the harm that it is spared."""
+    if flips:
+        return compare([lora, full], [1, -1], f"{label}: extra harm of LoRA", unit)
+    return compare([full, lora], [1, -1], f"{label}: harm that LoRA is spared", unit)
+
+
+def trend_in_rank(by_rank: Mapping[int, pd.Series], flips: bool, label: str, unit: str) -> Effect:
+    """finding-2: how harm changes with each doubling of the rank, down under flips and up under a backdoor."""
+    slope = compare(by_rank, slope_weights(np.log2(list(by_rank))), f"{label}: harm per doubling of r", unit)
+    return (-slope).renamed(f"{label}: fall of harm per doubling of r") if flips else slope
+
+
+def lowest_rank(
+    attacked: pd.DataFrame, by_rank: Mapping[int, pd.Series], tolerance: float, label: str, unit: str
+) -> Effect:
+    """finding-4: harm at higher ranks, averaged, minus harm at the lowest rank that performs."""
+    peft = attacked[(attacked.method == "lora") & (attacked.scaling == "1") & (attacked.variance == "peft")]
+    accuracy = peft.groupby("rank").accuracy_without.mean()
+    lowest = int(accuracy.index[accuracy >= accuracy.max() - tolerance].min())
+    higher = [harm for r, harm in by_rank.items() if r > lowest]
+    weights = [1 / len(higher)] * len(higher)
+    return compare([*higher, by_rank[lowest]], [*weights, -1], f"{label}: higher ranks minus r = {lowest}", unit)
 
 
 def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFrame:
@@ -199,9 +224,9 @@ def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFram
     Returns
     -------
     DataFrame
-        attack, the columns in `CELL`, learning_rate, harm and the columns of `proxies`, a row a configuration.
+        attack, the columns in `ARM`, learning_rate, harm and the columns of `proxies`, a row a configuration.
     """
-    keys = ["attack", *CELL, "learning_rate"]
+    keys = ["attack", *ARM, "learning_rate"]
     groups = attacked.merge(proxies, how="left", on="id").groupby(keys, dropna=False)
     means = groups[["harm", *proxies.columns.drop("id")]].mean()
     whole = groups.harm.count() == groups.size()

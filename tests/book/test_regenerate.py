@@ -1,5 +1,6 @@
 """Regeneration on a toy project: caching, failures, parameters, the comparison with the reference."""
 
+import fcntl
 import itertools
 import json
 import shutil
@@ -11,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evidence.effects import Effect
-from evidence.findings import FINDINGS, SOURCES, Finding
+from evidence.findings import Finding
+from evidence.statements import FINDINGS, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
@@ -19,7 +21,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import reference  # noqa: E402
 import regenerate  # noqa: E402
 import typer  # noqa: E402
-from chapters import data_files, find_chapters, imported_modules, parse_overrides  # noqa: E402
+from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides  # noqa: E402
 
 NOTEBOOK = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
@@ -289,3 +291,55 @@ def test_empty_entries_agree_with_each_other_only(numbers):
     assert reference.compare(*numbers) == []
     (numbers[0] / "figures" / "f.csv").write_text("x,label\n1.0,a\n1.0,b\n")
     assert [d.column for d in reference.compare(*numbers)] == ["label"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("f.json", '{"columns": {}}'),
+        ("f.json", '{"columns": {"x": {"rtol": 1e-3, "atol": 0}}}'),
+        ("f.json", '{"columns": {"x": {"rtol": 1, "atoll": 0}, "label": {"rtol": 1, "atol": 0}}}'),
+        ("f.json", '{"columns": '),
+        ("f.json", "{}"),
+        ("f.csv", ""),
+        ("f.csv", "x,label\n"),
+    ],
+)
+def test_a_reference_that_compares_nothing_is_a_difference(numbers, file, content):
+    for side in numbers:  # the same on both sides: they would agree by accident
+        (side / "figures" / file).write_text(content)
+    assert len(reference.compare(*numbers)) == 1
+
+
+def test_a_reference_without_its_tolerances_is_a_difference(numbers):
+    (numbers[1] / "figures" / "f.json").unlink()
+    assert [d.allowed for d in reference.compare(*numbers)] == ["a table and its tolerances"]
+
+
+def test_code_of_another_tree_is_refused(toy, monkeypatch):
+    assert foreign_packages(ROOT) == {}
+    assert set(foreign_packages(toy)) == {"lorantk", "evidence", "experiments", "benchmarks"}
+    monkeypatch.setattr(regenerate, "ROOT", toy)
+    result = run(toy)
+    assert result.exit_code == 2
+    assert f"-m pip install --no-deps -e {toy}" in result.stdout
+    assert not executed(toy)
+
+
+def test_a_chapter_has_a_number_with_or_without_its_zero(toy):
+    assert find_chapters(toy, ["2"]) == find_chapters(toy, ["02"]) == find_chapters(toy, ["02-second"])
+
+
+def test_two_at_once_are_refused_and_leftovers_swept(toy):
+    leftover = toy / "book" / "_build" / "stage-killed"
+    leftover.mkdir(parents=True)
+    with (toy / "book" / "_build" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused = run(toy)
+    assert refused.exit_code == 2
+    assert "another regeneration is at work" in refused.stdout
+    assert leftover.exists()  # it may belong to the other one
+    for path in (toy / "notebooks").glob("*.md"):
+        path.unlink()
+    run(toy)
+    assert not leftover.exists()

@@ -8,21 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from statsmodels.stats.oneway import anova_oneway
 
-from evidence.effects import (
-    Effect,
-    contrast,
-    discoveries,
-    dose,
-    levels,
-    over_tasks,
-    paired,
-    parametric,
-    rank_correlation,
-    repeated_levels,
-    spearman,
-    welch,
-)
-from experiments.contrasts import against_rest, along, average_task, between_methods, groups, robustness, summarise
+from evidence.decisions import benjamini_hochberg
+from evidence.effects import Effect, contrast, paired_contrast, random_effects, slope_weights
+from evidence.resampling import parametric_bootstrap, poison_rate_at, rank_correlation, spearman
+from evidence.variance import variance_explained, variance_explained_within
+from experiments.contrasts import average_task, groups, method_cells, rest_cells, robustness, slope_cells, summarise
 
 RATES = [0.001, 0.002, 0.004]
 
@@ -40,7 +30,7 @@ def test_welch_from_summaries_is_welch_from_the_runs(seed, n, m):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(1, 0.1, n), rng.normal(2, 3, m)
     test = scipy.stats.ttest_ind(a, b, equal_var=False)
-    ours = welch(summary(a), summary(b), "a - b")
+    ours = contrast([summary(a), summary(b)], [1, -1], "a - b")
     assert (ours.low, ours.high) == pytest.approx(test.confidence_interval(0.95))
     assert ours.p == pytest.approx(test.pvalue)
     assert ours.n == n + m
@@ -58,7 +48,9 @@ def test_a_contrast_of_five_seeds_covers_the_truth():
 def test_redrawn_means_agree_with_the_contrast():
     mean, std = np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.2, 0.1])
     exact = contrast(list(zip(mean, std, [50] * 3, strict=True)), [1, -2, 1], "c")
-    drawn = parametric(lambda m: m @ np.array([1, -2, 1]), mean, std, 50, np.random.default_rng(0), "c", draws=20000)
+    drawn = parametric_bootstrap(
+        lambda m: m @ np.array([1, -2, 1]), mean, std, 50, np.random.default_rng(0), "c", draws=20000
+    )
     assert drawn.value == pytest.approx(exact.value)
     assert (drawn.low, drawn.high) == pytest.approx((exact.low, exact.high), abs=0.03 * (exact.high - exact.low))
 
@@ -66,22 +58,22 @@ def test_redrawn_means_agree_with_the_contrast():
 def test_pairs_need_not_agree_in_level():
     rng = np.random.default_rng(0)
     base = rng.normal(0, 10, 20)
-    ours = paired(base + 1 + rng.normal(0, 0.1, 20), base, "pair")
+    ours = paired_contrast(np.column_stack([base + 1 + rng.normal(0, 0.1, 20), base]), [1, -1], "pair")
     assert 0.9 < ours.low < 1 < ours.high < 1.1
-    same = paired(base, base, "none")
+    same = paired_contrast(np.column_stack([base, base]), [1, -1], "none")
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
 def test_tasks_that_differ_much_are_a_sample_of_tasks():
     values = np.array([0.0, 1.0, 3.0, 8.0])
-    ours = over_tasks([effect(v, 1e-3) for v in values], "all")
+    ours = random_effects([effect(v, 1e-3) for v in values], "all")
     assert (ours.low, ours.high) == pytest.approx(
         scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95), rel=1e-4
     )
 
 
 def test_tasks_that_happen_to_agree_do_not_make_the_interval_narrow():
-    ours = over_tasks([effect(1 + 1e-6 * i, 0.3) for i in range(4)], "all")
+    ours = random_effects([effect(1 + 1e-6 * i, 0.3) for i in range(4)], "all")
     assert ours.high - ours.low == pytest.approx(2 * scipy.stats.t.ppf(0.975, 3) * 0.3 / 2, rel=1e-3)
 
 
@@ -98,27 +90,27 @@ def test_rank_correlation_matches_scipy_and_repeats():
 
 def test_a_dose_is_read_between_the_rates_and_never_beyond():
     straight = np.array([[0.9, 0.7, 0.5]])  # linear in the logarithm of the rate
-    assert dose(RATES, straight, 0.8) == pytest.approx([0.001 * 2**0.5])
-    assert dose(RATES, straight, 0.95) == pytest.approx([0.001])
-    assert dose(RATES, straight, 0.1) == pytest.approx([0.004])
+    assert poison_rate_at(RATES, straight, 0.8) == pytest.approx([0.001 * 2**0.5])
+    assert poison_rate_at(RATES, straight, 0.95) == pytest.approx([0.001])
+    assert poison_rate_at(RATES, straight, 0.1) == pytest.approx([0.004])
     bumpy = np.array([[0.9, 0.6, 0.8]])  # the last two count as their mean
-    assert dose(RATES, bumpy, 0.8) == pytest.approx([0.001 * 2**0.5])
+    assert poison_rate_at(RATES, bumpy, 0.8) == pytest.approx([0.001 * 2**0.5])
 
 
 def test_levels_test_as_the_raw_runs_would():
     rng = np.random.default_rng(0)
     runs = [rng.normal(m, s, 6) for m, s in ((0, 1), (2, 1), (4, 3))]
-    ours = levels([summary(r) for r in runs], "level")
+    ours = variance_explained([summary(r) for r in runs], "level")
     assert ours.p == pytest.approx(anova_oneway(runs, use_var="unequal").pvalue)
     assert 0 < ours.low < ours.value < ours.high < 1
-    alike = levels([(1.0, 1.0, 6)] * 3, "level")
+    alike = variance_explained([(1.0, 1.0, 6)] * 3, "level")
     assert alike.low == alike.value == 0
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
 def test_discoveries_are_those_of_scipy(p):
     adjusted = scipy.stats.false_discovery_control(p)
-    ours = discoveries([Effect("e", 1, 0, 2, 5, p=value) for value in p])
+    ours = benjamini_hochberg([Effect("e", 1, 0, 2, 5, p=value) for value in p])
     assert (ours == (adjusted <= 0.05))[np.abs(adjusted - 0.05) > 1e-9].all()
 
 
@@ -132,11 +124,13 @@ def test_the_other_side_of_an_effect():
         (lambda: Effect("e", np.nan, 0, 1, 5), "value of 'e' must be finite"),
         (lambda: Effect("e", 1, 2, 0, 5), "low must be at most high"),
         (lambda: contrast([(1, 1, 5)], [1, -1], "e"), "weights must match the 1 groups"),
-        (lambda: paired([1, 2], [1], "e"), "must have one shape"),
-        (lambda: over_tasks([effect(1, 0.1)], "e"), "two or more"),
-        (lambda: over_tasks([effect(1, 0.1), effect(1, 0.0)], "e"), "standard error above 0"),
+        (lambda: paired_contrast([[1, 2]], [1, -1], "e"), "seeds >= 2"),
+        (lambda: paired_contrast([[1, 2], [1, 3]], [1], "e"), "weights must match the 2 arms"),
+        (lambda: slope_weights([2, 2]), "two different values"),
+        (lambda: random_effects([effect(1, 0.1)], "e"), "two or more"),
+        (lambda: random_effects([effect(1, 0.1), effect(1, 0.0)], "e"), "standard error above 0"),
         (lambda: spearman([1, 1], [1, 2], np.random.default_rng(0), "e"), "not be constant"),
-        (lambda: discoveries([effect(1, 0.1)]), "p-value each"),
+        (lambda: benjamini_hochberg([effect(1, 0.1)]), "p-value each"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -164,16 +158,16 @@ def line(rows):
 def test_weights_along_the_rank_are_a_difference_of_slopes(sweep):
     parts = [[line(arm) for _, arm in rows.groupby("poison_rate")] for _, rows in sweep.groupby("task")]
     x = np.log2(sweep["rank"])
-    assert weighted(along(sweep, x)) == pytest.approx([poisoned - clean for clean, poisoned in parts])
-    assert weighted(along(sweep, x, "poison")) == pytest.approx([poisoned for _, poisoned in parts])
+    assert weighted(slope_cells(sweep, x)) == pytest.approx([poisoned - clean for clean, poisoned in parts])
+    assert weighted(slope_cells(sweep, x, "poison")) == pytest.approx([poisoned for _, poisoned in parts])
     with pytest.raises(ValueError, match="arm must be one of"):
-        along(sweep, x, "dirty")
+        slope_cells(sweep, x, "dirty")
 
 
 def test_weights_against_the_rest_and_changes_agree(sweep):
     change = robustness(sweep, "rank").pivot_table(index="task", columns="rank", values="mean")
     expected = change[4] - (change[8] + change[16]) / 2
-    assert weighted(against_rest(sweep, sweep["rank"] == 4)) == pytest.approx(expected.to_numpy())
+    assert weighted(rest_cells(sweep, sweep["rank"] == 4)) == pytest.approx(expected.to_numpy())
     assert average_task(robustness(sweep, "rank"), "rank")["mean"].to_numpy() == pytest.approx(change.mean().to_numpy())
     pooled = average_task(robustness(sweep, "rank"), "rank")
     both = [contrast([(m, s, 5) for m, s in zip(rows["mean"], rows["std"], strict=True)], [1, -1, 1, -1], "c")
@@ -185,9 +179,9 @@ def test_methods_are_compared_where_both_ran_and_the_clean_gap_is_taken_off():
     rows = [("a", "FF", 0.1, 0.9), ("a", "LoRA", 0.1, 0.8), ("a", "FF", 0.2, 0.7), ("a", "LoRA", 0.2, 0.5),
             ("a", "FF", 0.3, 0.1), ("b", "FF", 0.1, 0.6), ("b", "LoRA", 0.1, 0.7)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["task", "method", "poison_rate", "mean"]).assign(std=0.01, seeds=5)
-    assert weighted(between_methods(table)) == pytest.approx([0.15, -0.1])
-    assert weighted(between_methods(table, table)) == pytest.approx([0, 0])
-    a, b, these, general = summarise(between_methods(table), "gap")
+    assert weighted(method_cells(table)) == pytest.approx([0.15, -0.1])
+    assert weighted(method_cells(table, table)) == pytest.approx([0, 0])
+    a, b, these, general = summarise(method_cells(table), "gap")
     assert (a.name, b.name, these.name) == ("a", "b", "gap, these 2 tasks")
     assert these.value == pytest.approx(0.025)
     assert general.high - general.low > these.high - these.low
@@ -198,7 +192,7 @@ def test_repeated_levels_take_off_what_seeds_differ_by():
     rng = np.random.default_rng(3)
     seeds = rng.normal(0, 10, (12, 1))
     noise, shift = rng.normal(0, 0.1, (12, 4)), np.array([0.0, 0.1, 0.2, 0.3])
-    found, none = repeated_levels(seeds + noise + shift, "k"), repeated_levels(seeds + noise, "k")
+    found, none = variance_explained_within(seeds + noise + shift, "k"), variance_explained_within(seeds + noise, "k")
     assert found.low > 0
     assert none.low == 0
     centred = noise + shift - (noise + shift).mean(1, keepdims=True)  # F by hand: between levels, over what is left
@@ -206,4 +200,4 @@ def test_repeated_levels_take_off_what_seeds_differ_by():
     statistic = (12 * (centred.mean(0) ** 2).sum() / 3) / ((left**2).sum() / 33)
     assert found.p == pytest.approx(scipy.stats.f.sf(statistic, 3, 33))
     with pytest.raises(ValueError, match="two or more of each"):
-        repeated_levels(seeds, "k")
+        variance_explained_within(seeds, "k")

@@ -1,13 +1,16 @@
 """What a saved figure leaves behind."""
 
 import json
+import os
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from evidence.effects import Effect
-from evidence.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save
+from evidence.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save, subplots
 
 FILES = {"curve.svg", "curve-dark.svg", "curve.png", "curve.csv", "curve.json"}
 
@@ -20,7 +23,7 @@ def results(tmp_path, monkeypatch):
 
 
 def draw():
-    fig, ax = plt.subplots()
+    fig, ax = subplots()
     ax.plot([1, 2], [3, 4])
     ax.set_title("title")
     return fig
@@ -41,6 +44,26 @@ def test_a_figure_comes_with_its_numbers_and_its_provenance(results):
     assert page.count('alt="A line."') == 2
     assert "curve.csv" in page
     assert plt.get_fignums() == []
+
+
+def test_a_figure_shows_itself_once_whatever_the_backend(results):
+    program = (
+        "import matplotlib; before = matplotlib.get_backend(); import evidence.figures; "
+        "print(before == matplotlib.get_backend())"
+    )
+    for backend in ("agg", "svg"):
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"MPLBACKEND": backend}, capture_output=True
+        )
+        assert run.stdout.decode().strip() == "True", run.stderr
+    save(draw(), "curve", {"x": [1.0]}, alt="A line.")
+    assert plt.get_fignums() == []  # nothing is left for a backend to show
+
+
+def test_a_caption_is_text_until_it_becomes_html(results):
+    page = save(draw(), "curve", {"x": [1.0]}, alt='"a" < b', caption="\\(a < b\\) & c")._repr_html_()
+    assert 'alt="&quot;a&quot; &lt; b"' in page
+    assert "\\(a &lt; b\\) &amp; c" in page
 
 
 def test_same_input_same_bytes(results):
@@ -66,6 +89,8 @@ def test_nothing_half_written_is_left_behind(results, monkeypatch):
     [
         ({"alt": " "}, "alt must say what figure 'curve' shows"),
         ({"data": {"x": []}}, "data of figure 'curve' must hold"),
+        ({"name": "größe"}, "name must be lower-case"),
+        ({"name": "curve-"}, "name must be lower-case"),
         ({"name": "My Figure"}, "name must be lower-case"),
         ({"tolerance": {"z": {"rtol": 1}}}, "tolerance must name columns among"),
     ],
@@ -78,33 +103,30 @@ def test_bad_input_is_named(results, arguments, message):
 
 
 def test_short_log_axes_have_enough_labels():
-    fig, ax = plt.subplots()
+    _, ax = subplots()
     ax.plot([1, 2, 4], [0.1, 0.2, 0.9])
     log_axes(ax, "x", "y", [1, 2, 4])
     low, high = ax.get_ylim()
     assert sum(low <= tick <= high for tick in ax.get_yticks()) >= 3
     assert [t.get_text() for t in ax.get_xticklabels()] == ["1", "2", "4"]
-    plt.close(fig)
 
 
 def test_small_multiples_hold_every_number_once():
     rows = [(t, e, m, x, x / 10) for t in "ab" for e in "cd" for m in ("one", "two") for x in (1, 2, 3)]
     data = pd.DataFrame(rows, columns=["task", "sweep", "arm", "rate", "mean"]).assign(std=0.1)
     styles = {"one": {"color": COLORS["full"]}, "two": {"color": COLORS["lora"]}}
-    fig, axes = curve_grid(data, "rate", row="task", column="sweep", line="arm", styles=styles)
+    _, axes = curve_grid(data, "rate", row="task", column="sweep", line="arm", styles=styles)
     assert list(axes) == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d")]
     for ax in axes.values():
         curves = [container.lines[0] for container in ax.containers]
         assert [curve.get_xdata().tolist() for curve in curves] == [[1, 2, 3]] * 2
         assert [curve.get_color() for curve in curves] == [COLORS["full"], COLORS["lora"]]
     assert axes["b", "c"].get_xlabel() == "rate"
-    plt.close(fig)
 
 
 def test_a_forest_fills_only_what_is_shown():
-    fig, ax = plt.subplots()
+    _, ax = subplots()
     forest(ax, [Effect("up", 1, 0.5, 2, 5), Effect("flat", 0, -1, 1, 5), Effect("down", -1, -2, -0.5, 5)], "lora")
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() for dot in dots] == [COLORS["lora"], "none", COLORS["lora"]]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["up", "flat", "down"]
-    plt.close(fig)

@@ -6,24 +6,23 @@ import pytest
 
 from evidence.effects import Effect
 from evidence.findings import (
-    FINDINGS,
-    SOURCES,
+    STYLES,
     Finding,
+    findings_table,
     load_findings,
     missing_findings,
     overall,
+    overall_verdicts,
     reading,
-    render_markdown,
-    render_plain,
-    render_summary,
-    show,
     verdict,
 )
+from evidence.statements import FINDINGS, SOURCES
+from evidence.tables import tally
 
 UP, DOWN, FLAT = Effect("up", 1, 0.5, 2, 5, "accuracy"), Effect("down", -1, -2, -0.5, 5), Effect("flat", 0, -1, 1, 5)
 
 
-def finding(effects, id="finding-1", source="desk"):
+def finding(effects, id="finding-1", source="digits"):
     return Finding(id, source, effects, effects[0].name, "plane", "make notebook N=12")
 
 
@@ -61,7 +60,7 @@ def test_no_evidence_is_no_verdict():
     ],
 )
 def test_what_may_not_be_found(change, message):
-    good = {"id": "finding-1", "source": "desk", "effects": [UP], "decisive": "up", "figure": "f", "command": "c"}
+    good = {"id": "finding-1", "source": "digits", "effects": [UP], "decisive": "up", "figure": "f", "command": "c"}
     with pytest.raises(ValueError, match=message):
         Finding(**(good | change))
 
@@ -69,44 +68,37 @@ def test_what_may_not_be_found(change, message):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
-    monkeypatch.setenv("LORANTK_CHAPTER", "12-desk-experiments")
+    monkeypatch.setenv("LORANTK_CHAPTER", "12-our-own-runs")
     return tmp_path / "findings"
 
 
-def test_a_finding_survives_its_journey_to_the_tables(folder, capsys, monkeypatch):
+def test_a_finding_survives_its_journey_to_the_table(folder):
     for source in SOURCES:
         finding([UP, FLAT], source=source).save()
     finding([DOWN], "finding-2").save()
-    assert list(load_findings(folder)) == [*(("finding-1", s) for s in SOURCES), ("finding-2", "desk")]
-    record = json.loads((folder / "finding-1.desk.json").read_text())
+    assert list(load_findings(folder)) == [*(("finding-1", s) for s in SOURCES), ("finding-2", "digits")]
+    record = json.loads((folder / "finding-1.digits.json").read_text())
     assert [e["reading"] for e in record["effects"]] == ["supported", "not shown"]
     assert record["command"] == "make notebook N=12"
-    table = render_markdown(folder, link_prefix="notebooks/")
-    assert "notebooks/12-desk-experiments.html#fig-plane" in table
-    assert "notebooks/12-desk-experiments.html#finding-1-text" in table
-    assert table.count("`make notebook N=12`") == 4  # one beside each source's evidence
-    plain = render_plain(folder)
-    assert "[supported in part](notebooks/12-desk-experiments.md): 1 of 2 effects; up: 1 accuracy (0.5 to 2)" in plain
-    assert (
-        len({row.count("|") for row in plain.splitlines()}) == len({row.count("|") for row in table.splitlines()}) == 1
-    )
-    assert "1 <span" in render_summary(folder)
-    monkeypatch.setenv("COLUMNS", "300")
-    show(folder)
-    assert "supported in part" in " ".join(capsys.readouterr().out.split())
-    assert 'id="finding-1-desk"' in finding([UP])._repr_html_()
+    table = findings_table(folder, lambda record: record["chapter"])
+    text = table.markdown()
+    assert "**supported in part** 1 of 2 effects; up: 1 accuracy (0.5 to 2); 12-our-own-runs" in text
+    assert len({len(row) for row in table.rows}) == 1
+    assert overall_verdicts(folder)[:2] == ["supported in part", "missing"]
+    assert tally(overall_verdicts(folder), STYLES)[0] == "1 "
+    assert 'id="finding-1-digits"' in finding([UP])._repr_html_()
 
 
 def test_an_open_end_is_stored_as_none_and_shown_in_words(folder):
     finding([Effect("ratio", 3, 1, float("inf"), 5)]).save()
-    assert json.loads((folder / "finding-1.desk.json").read_text())["effects"][0]["high"] is None
-    assert "at least 1" in render_plain(folder)
+    assert json.loads((folder / "finding-1.digits.json").read_text())["effects"][0]["high"] is None
+    assert "at least 1" in findings_table(folder, lambda _: "").markdown()
 
 
 def test_what_no_source_computed_is_missing(folder):
     finding([UP]).save()
     assert len(missing_findings(folder)) == len(FINDINGS) * len(SOURCES) - 1
-    assert "finding-1.desk" not in missing_findings(folder)
+    assert "finding-1.digits" not in missing_findings(folder)
     assert overall(list(load_findings(folder).values())) == "missing"
 
 

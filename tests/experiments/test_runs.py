@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evidence.effects import slope_weights
 from experiments.runs import (
     at_rate,
     by_seed,
+    compare,
     configurations,
-    difference,
     effects_of_findings,
     harms,
     summary,
     times_n,
-    trend,
 )
 
 RATES = pd.DataFrame(
@@ -72,7 +72,7 @@ def test_pairs_share_a_seed() -> None:
     runs = table(FULL | {"learning_rate": 0.1})
     clean = by_seed(runs, "clean_accuracy", attack="none")
     attacked = by_seed(runs[runs.seed > 0], "clean_accuracy", attack="untargeted")
-    effect = difference(clean, attacked, "lost")
+    effect = compare([clean, attacked], [1, -1], "lost")
     assert effect.n == 3
     assert effect.value == pytest.approx(0.2)
     with pytest.raises(ValueError, match="names 12 rows"):
@@ -81,9 +81,9 @@ def test_pairs_share_a_seed() -> None:
         by_seed(runs, "clean_accuracy", attack="clean-label")
 
 
-def test_trend_is_the_mean_slope() -> None:
-    seeds = pd.Series([0.0, 1.0, 2.0])
-    effect = trend({x: 0.5 * x + seeds * (1 + 0.1 * x) for x in (0.0, 1.0, 3.0)}, "slope", "")
+def test_a_trend_is_the_mean_slope() -> None:
+    seeds, places = pd.Series([0.0, 1.0, 2.0]), (0.0, 1.0, 3.0)
+    effect = compare([0.5 * x + seeds * (1 + 0.1 * x) for x in places], slope_weights(places), "slope")
     assert effect.value == pytest.approx(0.5 + 0.1)
     assert effect.low < 0.6 < effect.high
 

@@ -1,0 +1,145 @@
+"""Tables of results, and the one place where they become HTML, markdown or lines of a terminal.
+
+A cell is text as it is, or holds a `Badge`, `Code` or `Link`; each rendering escapes what it must, once.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Badge:
+    """A verdict; `style` is one of "holds", "amended", "fails" and "definition"."""
+
+    text: str
+    style: str
+
+    def html(self) -> str:
+        return f'<span class="verdict verdict-{html.escape(self.style)}">{html.escape(self.text)}</span>'
+
+    def markdown(self) -> str:
+        return f"**{escape_markdown(self.text)}**"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A name or a command."""
+
+    text: str
+
+    def html(self) -> str:
+        return f"<code>{html.escape(self.text)}</code>"
+
+    def markdown(self) -> str:
+        return f"`{self.text}`"
+
+
+@dataclass(frozen=True)
+class Link:
+    """Text that leads to the address `target`."""
+
+    text: str
+    target: str
+
+    def html(self) -> str:
+        return f'<a href="{html.escape(self.target)}">{html.escape(self.text)}</a>'
+
+    def markdown(self) -> str:
+        return f"[{escape_markdown(self.text)}]({self.target})"
+
+
+Part = str | Badge | Code | Link
+Cell = Part | tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells below their heads."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def html(self) -> str:
+        """The table in a box of its own, in which it scrolls on a narrow page."""
+        head = "".join(f"<th>{html.escape(text)}</th>" for text in self.heads)
+        rows = ("".join(f"<td>{cell_html(cell)}</td>" for cell in row) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return (
+            '<div class="claim-table" tabindex="0">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def markdown(self) -> str:
+        """The table as markdown, for the README."""
+        lines = [self.heads, ["---"] * len(self.heads), *([_markdown(cell) for cell in row] for row in self.rows)]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+    def show(self, title: str) -> None:
+        """Print the table in the terminal."""
+        from rich.console import Console
+        from rich.table import Table as TerminalTable
+        from rich.text import Text
+
+        table = TerminalTable(*self.heads, title=title)
+        for row in self.rows:
+            table.add_row(*(Text("".join(_plain(part) for part in _parts(cell))) for cell in row))
+        Console().print(table)
+
+
+def cell_html(cell: Cell) -> str:
+    """One cell, or a line of text with badges in it, as HTML."""
+    return "".join(html.escape(part) if isinstance(part, str) else part.html() for part in _parts(cell))
+
+
+def escape_markdown(text: str) -> str:
+    """Text in which markdown reads no table, tag or emphasis."""
+    return re.sub(r"([\\|<*`])", r"\\\1", text)
+
+
+def tally(verdicts: Sequence[str], styles: Mapping[str, str]) -> Cell:
+    """How many of the verdicts are which, in the order of `styles`."""
+    found = [verdict for verdict in styles if verdict in verdicts]
+    return join([(f"{verdicts.count(verdict)} ", Badge(verdict, styles[verdict])) for verdict in found])
+
+
+def join(cells: Iterable[Cell], separator: str = ", ") -> Cell:
+    """Several cells as one, with a separator between them."""
+    parts = [part for cell in cells for part in (separator, *_parts(cell))]
+    return tuple(parts[1:])
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; round-off, which varies between machines, as what it is; None is no number."""
+    if value is None:
+        return "no number"
+    if 0 < abs(value) < 1e-12:
+        return "below 1e-12"
+    return f"{value:.3g}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """An interval in words; an open end is an infinity, or None in a saved record."""
+    if high is None or high == math.inf:
+        return "anything" if low is None or low == -math.inf else f"at least {number(low)}"
+    if low is None or low == -math.inf:
+        return f"at most {number(high)}"
+    if low < high and number(low) == number(high):
+        return f"{number((low + high) / 2)} ± {(high - low) / 2:.0e}"
+    return f"{number(low)} to {number(high)}"
+
+
+def _parts(cell: Cell) -> tuple[Part, ...]:
+    return cell if isinstance(cell, tuple) else (cell,)
+
+
+def _markdown(cell: Cell) -> str:
+    return "".join(escape_markdown(part) if isinstance(part, str) else part.markdown() for part in _parts(cell))
+
+
+def _plain(part: Part) -> str:
+    return part if isinstance(part, str) else part.text

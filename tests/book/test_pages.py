@@ -1,0 +1,63 @@
+"""Links of the generated pages, and the notebooks' ways with figures."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from evidence.claims import Claim, Evidence, load_claims
+from evidence.findings import load_findings
+from evidence.statements import STATEMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book"))
+
+import pages  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {record["id"]: record for record in load_claims(ROOT / "tests" / "reference" / "claims")}
+
+
+def test_a_claim_leads_to_its_proof_figure_code_and_test(records):
+    targets = [part.target for part in pages.claim_links(records["thm-nsd"]) if part != ", "]
+    assert targets == [
+        "notebooks/04-matrix-m.html#proof-thm-nsd",
+        "notebooks/04-matrix-m.html#fig-nsd-plane",
+        "_modules/lorantk/spectra.html#nsd_variance_bound",
+        "tests.html#test-thm-nsd",
+    ]
+
+
+def test_a_finding_leads_to_its_figure_and_method():
+    record = load_findings(ROOT / "tests" / "reference" / "findings")["finding-1", "digits"]
+    targets = [part.target for part in pages.finding_links(record)[0:3:2]]
+    assert targets == [
+        f"notebooks/12-our-own-runs.html#fig-{record['figure']}",
+        "notebooks/12-our-own-runs.html#finding-1-digits",
+    ]
+
+
+def test_every_test_of_a_statement_is_shown():
+    shown = re.findall(r":pyobject: (\w+)", pages.tests())
+    assert shown == [statement.test.split(".")[-1] for statement in STATEMENTS.values()]
+
+
+def test_the_readme_holds_the_committed_claims():
+    assert pages.readme_with_claims(ROOT) == (ROOT / "README.md").read_text()
+
+
+def test_the_front_page_counts_verdicts(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
+    checks = [Evidence("a", 0, 0, 1, "one"), Evidence("b", 0, 0, 1, "two")]
+    Claim("eq-2", checks, decisive="a").save()
+    said = pages.summary(tmp_path)
+    assert 'Of 1 statements checked so far: 1 <span class="verdict verdict-holds">holds</span>.' in said
+    assert 'verdict-fails">missing</span>' in said
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.md")), ids=lambda path: path.stem)
+def test_figures_of_a_notebook_are_known_to_no_backend(path):
+    assert "pyplot" not in path.read_text(), "a figure from pyplot would show twice: take subplots of evidence.figures"
