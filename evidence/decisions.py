@@ -1,4 +1,4 @@
-"""Which effects stay once their number is taken into account."""
+"""Many tests at once: which effects are kept when their number is taken into account."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .effects import Effect
 
 
 def benjamini_hochberg(effects: Sequence[Effect], level: float = 0.05) -> NDArray[np.bool_]:
-    """Which effects stay, shape (n,), when at most `level` of those that do may be false (Benjamini and Hochberg)."""
+    """Which effects are kept, shape (n,), at a false discovery rate of `level`, by Benjamini and Hochberg."""
     from statsmodels.stats.multitest import multipletests
 
     missing = [e.name for e in effects if e.p is None]

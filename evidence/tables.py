@@ -1,4 +1,4 @@
-"""Tables of results, and the one place where they become HTML, markdown or lines of a terminal.
+"""Tables and lines of results, and the one place where they become HTML, markdown or lines of a terminal.
 
 A cell is text as it is, or holds a `Badge`, `Code` or `Link`; each rendering escapes what it must, once.
 """
@@ -59,7 +59,7 @@ Cell = Part | tuple[Part, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below their heads."""
+    """Column heads and rows of cells."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -73,11 +73,6 @@ class Table:
             '<div class="claim-table" tabindex="0">'
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
-
-    def markdown(self) -> str:
-        """The table as markdown, for the README."""
-        lines = [self.heads, ["---"] * len(self.heads), *([_markdown(cell) for cell in row] for row in self.rows)]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
     def show(self, title: str) -> None:
         """Print the table in the terminal."""
@@ -96,13 +91,18 @@ def cell_html(cell: Cell) -> str:
     return "".join(html.escape(part) if isinstance(part, str) else part.html() for part in _parts(cell))
 
 
+def cell_markdown(cell: Cell) -> str:
+    """One cell, or a line of text with badges in it, as markdown."""
+    return "".join(escape_markdown(part) if isinstance(part, str) else part.markdown() for part in _parts(cell))
+
+
 def escape_markdown(text: str) -> str:
-    """Text in which markdown reads no table, tag or emphasis."""
+    """The text with the characters escaped that markdown would read as a table, a tag or emphasis."""
     return re.sub(r"([\\|<*`])", r"\\\1", text)
 
 
 def tally(verdicts: Sequence[str], styles: Mapping[str, str]) -> Cell:
-    """How many of the verdicts are which, in the order of `styles`."""
+    """How often each verdict occurs, as text, in the order of `styles`."""
     found = [verdict for verdict in styles if verdict in verdicts]
     return join([(f"{verdicts.count(verdict)} ", Badge(verdict, styles[verdict])) for verdict in found])
 
@@ -114,7 +114,7 @@ def join(cells: Iterable[Cell], separator: str = ", ") -> Cell:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; round-off, which varies between machines, as what it is; None is no number."""
+    """A number with three significant digits; below 1e-12 only that it is, since round-off varies between machines."""
     if value is None:
         return "no number"
     if 0 < abs(value) < 1e-12:
@@ -135,10 +135,6 @@ def interval(low: float | None, high: float | None) -> str:
 
 def _parts(cell: Cell) -> tuple[Part, ...]:
     return cell if isinstance(cell, tuple) else (cell,)
-
-
-def _markdown(cell: Cell) -> str:
-    return "".join(escape_markdown(part) if isinstance(part, str) else part.markdown() for part in _parts(cell))
 
 
 def _plain(part: Part) -> str:

@@ -1,8 +1,8 @@
-"""Digits at the desk: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
+"""The digits task: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
 
 The network is `lorantk.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
-head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own rate.
-AdamW has PyTorch's defaults but for the learning rate.
+head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own. AdamW
+has PyTorch's defaults but for the learning rate.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     started = time.perf_counter()
     if len({together(run) for run in runs}) != 1:
-        raise ValueError("runs must share method, rank, optimizer, steps and batch size (AdamW: also the rate)")
+        raise ValueError(
+            "runs must share method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
+        )
     x, y = (torch.stack(parts) for parts in zip(*map(poisoned, runs), strict=True))
     model = start(runs)
     train(model, runs, x, y)
@@ -97,8 +99,9 @@ def start(runs: Sequence[Run]) -> Stacked:
     prefactors: list[dict[str, float]] = []
     for run, network in zip(runs, networks, strict=True):
         if run.method == "lora":
+            drawn = [(_lora(run, layer), layer) for layer in HIDDEN]
             adapters.append(
-                {k: v for layer in HIDDEN for k, v in _lora(run, layer).adapters(network, run.seed).items()}
+                {name: Adapter(lora.sample(network, run.seed)[name], None, lora.scaling) for lora, name in drawn}
             )
         elif run.method == "matched":
             prefactors.append({layer: kernel_ratio(run, layer) ** 0.5 for layer in HIDDEN})
@@ -151,7 +154,7 @@ def poisoned(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Inputs (n, 64) and labels (n,) after the run's attack at its rate."""
+    """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
     if run.attack == "backdoor":
@@ -162,7 +165,7 @@ def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def kernel_ratio(run: Run, layer: str) -> float:
     """tr K_LoRA / tr K_FF of one hidden layer on 64 training inputs: s^2 r sigma_a^2 in the mean over draws of A."""
     network, x = pretrained(run.seed), split(run.seed).train[0][:64]
-    lora = ntk(network, x, lora=_lora(run, layer), seed=run.seed, output="trace").trace()
+    lora = ntk(_lora(run, layer).attach(network, run.seed), x, output="trace").trace()
     return (lora / ntk(network, x, layers=[layer], output="trace").trace()).item()
 
 
