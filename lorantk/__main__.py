@@ -22,7 +22,7 @@ from rich.text import Text
 
 from .adapter_files import SavedAdapter, read_adapter, read_config
 from .audit import Audit, KernelAudit, LayerAudit, Plan, audit, audit_kernel, plan
-from .validation import check_real
+from .batches import check_real
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -126,7 +126,7 @@ def _width_beside(config: Path) -> int | None:
     folder = config if config.is_dir() else config.parent
     if not (folder / "adapter_model.safetensors").is_file():
         return None
-    widths = Counter(int(adapter.A.shape[1]) for adapter in read_adapter(folder).values())
+    widths = Counter(int(adapter.A.shape[1]) for adapter in read_adapter(folder).adapters.values())
     (width, layers), *rest = widths.most_common()
     if rest:
         typer.echo(f"note: width {width}, that of {layers} layers; others have {sorted(w for w, _ in rest)}", err=True)

@@ -1,4 +1,4 @@
-"""Saved adapters, read safely: PEFT's, diffusers' and kohya's names, from safetensors only and one layer at a time.
+"""Saved adapters, read safely: PEFT's, diffusers' and kohya's names, from safetensors only, never from a pickle.
 
 Statement ``eq-1``. Everything that the header of a file can tell is checked before a tensor is read.
 """
@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .adapters import Adapter
-from .validation import check_integer, check_real, check_tensor
+from .batches import check_integer, check_real, check_tensor
+from .lora import Adapter
 
 HEADER_LIMIT = 2**25
 """Largest header in bytes that is read; a thousand layers need less than one hundredth of it."""
@@ -32,13 +32,14 @@ NAMINGS = {
 
 ALPHA = r"(?P<layer>.+?)(?:[._]lora)?\.alpha"
 FOREIGN = re.compile(r"lora|dora|hada|lokr|vera_|ia3|oft_|boft|prompt|diff_b|diff$|on_input")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VARIANTS = ("use_dora", "use_qalora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")
 """Keys of a PEFT configuration under which a layer is not W + s B A."""
 
 
 @dataclass(frozen=True)
-class SavedAdapter(Mapping[str, Adapter]):
-    """A saved adapter: layer name to `Adapter`, whose tensors are read from the file when the layer is asked for.
+class SavedAdapter:
+    """A saved adapter.
 
     Attributes
     ----------
@@ -47,7 +48,9 @@ class SavedAdapter(Mapping[str, Adapter]):
     naming : {"PEFT", "diffusers", "kohya"}
     config : dict
         PEFT's adapter_config.json, empty if there is none.
-    scalings : dict of layer name to s
+    scaling_from : str
+        Where s comes from: "adapter_config.json", "lora_adapter_metadata", "alpha tensors" or "--alpha".
+    adapters : dict of layer name to `Adapter`
     embeddings : set of str
         Layers where A starts at 0 and B is drawn, as PEFT does it for an embedding.
     others : tuple of str
@@ -57,45 +60,27 @@ class SavedAdapter(Mapping[str, Adapter]):
     path: Path
     naming: str
     config: dict[str, Any]
-    scalings: dict[str, float]
+    scaling_from: str
+    adapters: dict[str, Adapter] = field(repr=False)
     embeddings: frozenset[str]
     others: tuple[str, ...]
-    keys_of: dict[str, dict[str, str]] = field(repr=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.scalings)
-
-    def __len__(self) -> int:
-        return len(self.scalings)
-
-    def __getitem__(self, layer: str) -> Adapter:
-        keys = self.keys_of[layer]
-        with _safe_open(self.path) as file:
-            A, B = (_finite(file.get_tensor(keys[side]), keys[side]).flatten(1) for side in ("A", "B"))
-        return Adapter(A, B, self.scalings[layer])
 
 
 def read_adapter(path: str | Path, alpha: float | None = None) -> SavedAdapter:
-    """Open a saved adapter and check all but the values of its tensors.
+    """Read a saved adapter: a folder that PEFT's ``save_pretrained`` wrote, or a .safetensors file.
 
     Parameters
     ----------
     path : str or Path
-        A folder that PEFT's ``save_pretrained`` wrote, or a .safetensors file with PEFT's, diffusers' or kohya's
-        names. For PEFT's, adapter_config.json must lie beside it, unless `alpha` is given.
+        The file may use PEFT's, diffusers' or kohya's names.
     alpha : float, optional
         For a file that does not say it: s = alpha / rank. Nothing is assumed in its place.
-
-    Returns
-    -------
-    SavedAdapter
-        A mapping of layer name to `Adapter`; looking a layer up reads it and may raise ValueError on NaN or Inf.
 
     Raises
     ------
     FileNotFoundError, TypeError, ValueError
-        On a missing or damaged file, a pickle, halves that are missing, double or do not fit, a method other than
-        LoRA, or a scaling that the file does not give and `alpha` does not either.
+        On a missing or damaged file, a pickle, halves that are missing, double or do not fit, NaN or Inf, a method
+        other than LoRA, or a scaling that the file does not give and `alpha` does not either.
     ImportError
         If the extra ``hf`` is not installed.
 
@@ -110,18 +95,23 @@ def read_adapter(path: str | Path, alpha: float | None = None) -> SavedAdapter:
     metadata = header.pop("__metadata__", {})
     names = _sort(file, header)
     ranks = {layer: _rank(layer, header, halves) for layer, halves in names.halves.items()}
-    with _safe_open(file) as tensors:
-        stored = {layer: float(_finite(tensors.get_tensor(key), key).max()) for layer, key in names.alphas.items()}
     beside = file.with_name("adapter_config.json")
     config = read_config(beside) if names.naming == "PEFT" and beside.is_file() else {}
-    scalings = {}
-    for layer, rank in ranks.items():
-        own = config or _component_config(metadata, layer)
-        scalings[layer] = _scaling(layer, rank, own, stored.get(layer), alpha)
-        check_real(f"scaling of layer {layer!r}", scalings[layer], minimum=0.0, exclusive=True)
-    return SavedAdapter(
-        file, names.naming, config, scalings, frozenset(names.embeddings), tuple(names.others), names.halves
-    )
+    adapters, sources = {}, Counter[str]()
+    with _safe_open(file) as tensors:
+        for layer, rank in ranks.items():
+            key = names.alphas.get(layer)
+            stored = None if key is None else float(_finite(tensors.get_tensor(key), key).max())
+            own = config or _component_config(metadata, layer)
+            scaling = _scaling(layer, rank, own, stored, alpha)
+            check_real(f"scaling of layer {layer!r}", scaling, minimum=0.0, exclusive=True)
+            halves = names.halves[layer]
+            A, B = (_finite(tensors.get_tensor(halves[side]), halves[side]).flatten(1) for side in ("A", "B"))
+            adapters[layer] = Adapter(A, B, scaling)
+            said = "adapter_config.json" if config else "lora_adapter_metadata" if own else "--alpha"
+            sources["alpha tensors" if stored is not None else said] += 1
+    said = " and ".join(sorted(sources))
+    return SavedAdapter(file, names.naming, config, said, adapters, frozenset(names.embeddings), tuple(names.others))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -132,11 +122,10 @@ def read_config(path: Path) -> dict[str, Any]:
     FileNotFoundError, TypeError, ValueError
         If it is missing, no JSON object, of another method, or a value has the wrong type.
     """
-    return check_config(_json(path.read_bytes(), str(path)), str(path))
+    return _check_config(_json(path.read_bytes(), str(path)), str(path))
 
 
-def check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return a PEFT configuration if it is plain LoRA and its numbers can be used; raise otherwise."""
+def _check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{where} must have peft_type 'LORA'; got {config.get('peft_type')!r}")
     used = [key for key in VARIANTS if config.get(key)]
@@ -161,12 +150,10 @@ def _json(text: str | bytes, where: str) -> dict[str, Any]:
     """One JSON object without a name that stands there twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = dict(pairs)
-        if len(names) < len(pairs):
-            keys = sorted(key for key, _ in pairs)
-            double = next(one for one, next_one in pairwise(keys) if one == next_one)
-            raise ValueError(f"the name {double!r} stands there twice")
-        return names
+        double = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
+        if double:
+            raise ValueError(f"the name {double[0]!r} stands there twice")
+        return dict(pairs)
 
     try:
         value = json.loads(text, object_pairs_hook=unique)
@@ -181,20 +168,19 @@ def _locate(path: Path) -> Path:
     """The one safetensors file that `path` means."""
     if not path.exists():
         raise FileNotFoundError(f"path must be a folder or a .safetensors file; {path} does not exist")
-    if path.is_dir():
-        found = sorted(path.glob("*.safetensors"))
-        usual = [f for f in found if f.name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")]
-        pickles = sorted(f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if len(usual or found) == 1:
-            return (usual or found)[0]
-        if not found and pickles:
-            raise ValueError(_no_pickle(path / pickles[0]))
-        names = [f.name for f in found] or "none"
-        raise ValueError(f"path must hold one adapter, as .safetensors; {path} has {names}: give the file itself")
-    if path.suffix != ".safetensors":
-        pickled = path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-        raise ValueError(_no_pickle(path) if pickled else f"path must end in .safetensors; got {path}")
-    return path
+    if path.is_file():
+        if path.suffix == ".safetensors":
+            return path
+        raise ValueError(_no_pickle(path) if path.suffix in PICKLES else f"path must end in .safetensors; got {path}")
+    found = sorted(path.glob("*.safetensors"))
+    usual = [f for f in found if f.name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")]
+    if len(usual or found) == 1:
+        return (usual or found)[0]
+    pickles = sorted(f for f in path.iterdir() if f.suffix in PICKLES)
+    if not found and pickles:
+        raise ValueError(_no_pickle(pickles[0]))
+    names = ", ".join(f.name for f in found) or "none"
+    raise ValueError(f"path must hold one adapter, as .safetensors; {path} has {names}: give the file itself")
 
 
 def _no_pickle(path: Path) -> str:
@@ -214,8 +200,7 @@ def _header(path: Path) -> dict[str, Any]:
                 f"{path} is no safetensors file or a truncated one: its first 8 bytes announce a header of {length} "
                 f"bytes; the file has {size}, and at most {HEADER_LIMIT} are read"
             )
-        raw = file.read(length)
-    header = _json(raw, f"the header of {path}")
+        header = _json(file.read(length), f"the header of {path}")
     with _safe_open(path):  # the library checks dtypes, shapes and offsets against the file
         return header
 
@@ -236,7 +221,7 @@ def _safe_open(path: Path) -> Iterator[Any]:
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
     """The tensor, if it is floating point and finite; float8 has no test of its own, so the test is in float32."""
-    check_tensor(f"tensor {name!r}", tensor.float() if tensor.is_floating_point() else tensor)
+    check_tensor(f"tensor {name!r}", (tensor.float() if tensor.is_floating_point() else tensor).reshape(-1))
     return tensor
 
 
@@ -244,36 +229,35 @@ def _finite(tensor: Tensor, name: str) -> Tensor:
 class _Names:
     """The tensors of a file, sorted by what their names say."""
 
-    naming: str
-    halves: dict[str, dict[str, str]]
-    embeddings: set[str]
-    alphas: dict[str, str]
-    others: list[str]
+    naming: str = ""
+    halves: dict[str, dict[str, str]] = field(default_factory=dict)
+    embeddings: set[str] = field(default_factory=set)
+    alphas: dict[str, str] = field(default_factory=dict)
+    others: list[str] = field(default_factory=list)
 
 
-def _sort(path: Path, names: Iterable[str]) -> _Names:
+def _sort(path: Path, header: dict[str, Any]) -> _Names:
     """Which tensor is which layer's A, B or alpha; every name is used, or known to be no part of an adapter."""
-    found = _Names("", {}, set(), {}, [])
-    for name in sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)]):
+    found = _Names()
+    for name in sorted(header, key=lambda name: [p.zfill(9) for p in re.split(r"(\d+)", name)]):  # layer 2 before 10
         if not name.isprintable():
             raise ValueError(f"{path} must have printable tensor names; got {name!r}")
         matches = {naming: match for naming, pattern in NAMINGS.items() if (match := re.fullmatch(pattern, name))}
-        if not matches:
-            alpha = re.fullmatch(ALPHA, name)
-            if alpha is None and FOREIGN.search(name):
-                raise ValueError(f"{path} must hold plain LoRA; tensor {name!r} belongs to another method or variant")
-            if alpha is None:
-                found.others.append(name)
-            else:
-                found.alphas[_layer(alpha["layer"])] = name
-            continue
-        found.naming, match = next(iter(matches.items()))
-        layer, side = _layer(match["layer"]), "A" if match["side"] in ("A", "down") else "B"
-        other = found.halves.setdefault(layer, {}).setdefault(side, name)
-        if other != name:
-            raise ValueError(f"{path} must hold one {side} for layer {layer!r}; got {other!r} and {name!r}")
-        if match.groupdict().get("embedding"):
-            found.embeddings.add(layer)
+        alpha = re.fullmatch(ALPHA, name)
+        if matches:
+            found.naming, match = next(iter(matches.items()))
+            layer, side = _layer(match["layer"]), "A" if match["side"] in ("A", "down") else "B"
+            other = found.halves.setdefault(layer, {}).setdefault(side, name)
+            if other != name:
+                raise ValueError(f"{path} must hold one {side} for layer {layer!r}; got {other!r} and {name!r}")
+            if match.groupdict().get("embedding"):
+                found.embeddings.add(layer)
+        elif alpha:
+            found.alphas[_layer(alpha["layer"])] = name
+        elif FOREIGN.search(name):
+            raise ValueError(f"{path} must hold plain LoRA; tensor {name!r} belongs to another method or variant")
+        else:
+            found.others.append(name)
     if not found.halves:
         shown = ", ".join(map(repr, found.others[:3])) or "no tensor"
         raise ValueError(f"{path} must hold a LoRA adapter, named as PEFT, diffusers or kohya do; it holds {shown}")
@@ -308,7 +292,7 @@ def _component_config(metadata: dict[str, str], layer: str) -> dict[str, Any]:
     packed = _json(text, "lora_adapter_metadata")
     prefix = layer.split(".")[0] + "."
     config = {key.removeprefix(prefix): value for key, value in packed.items() if key.startswith(prefix)} or packed
-    return check_config({"peft_type": "LORA"} | config, "lora_adapter_metadata")
+    return _check_config({"peft_type": "LORA"} | config, "lora_adapter_metadata")
 
 
 def _scaling(layer: str, rank: int, config: dict[str, Any], stored: float | None, alpha: float | None) -> float:
@@ -334,7 +318,5 @@ def _scaling(layer: str, rank: int, config: dict[str, Any], stored: float | None
 
 def _pattern(config: dict[str, Any], key: str, layer: str, default: float) -> float:
     """PEFT's rule: the first pattern that matches the end of the layer's name, from a dot on."""
-    for pattern, value in (config.get(key) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", layer):
-            return value
-    return default
+    patterns = config.get(key) or {}
+    return next((value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", layer)), default)

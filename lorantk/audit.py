@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .adapter_files import SavedAdapter
-from .adapters import Adapter
+from .batches import check_choice, check_integer, check_real
 from .draws import Draw, draw_of
 from .kernels import ntk
+from .lora import Adapter
 from .spectra import cosine_law, information_bits, kernel_scale, order_certificate, order_interval
-from .validation import check_choice, check_integer, check_real
 
 DRAWS = ("peft", "gaussian", "orthonormal")
 
@@ -186,6 +186,7 @@ class Audit:
 
     Attributes
     ----------
+    scaling_from : where s comes from
     init : what PEFT's configuration says about the draw, e.g. "True" or "pissa"; "" without one
     others : tensors that were saved as a whole, and that the numbers here leave out
     certificate : the largest of all layers: K_LoRA <= certificate K_FF, summed over the adapted layers
@@ -194,6 +195,7 @@ class Audit:
 
     path: str
     naming: str
+    scaling_from: str
     init: str
     others: tuple[str, ...]
     layers: tuple[LayerAudit, ...]
@@ -201,26 +203,23 @@ class Audit:
     update: float
 
 
-def audit(adapter: SavedAdapter) -> Audit:
-    """Audit a saved adapter, opened by `lorantk.adapter_files.read_adapter`; one layer at a time is in memory.
-
-    Raises
-    ------
-    ValueError
-        If a tensor holds NaN or Inf.
+def audit(saved: SavedAdapter) -> Audit:
+    """Audit a saved adapter, as `lorantk.adapter_files.read_adapter` returns it.
 
     Notes
     -----
     Statements ``order-in-training``, ``kernel-scale``. It says what the adapter can do to the kernel, not what it
     learned: poisoned data leave no mark here that clean data could not leave.
     """
-    names = tqdm(adapter, "layers", delay=2, leave=False)
-    layers = [audit_layer(name, adapter[name], name in adapter.embeddings) for name in names]
+    items = tqdm(saved.adapters.items(), "layers", delay=2, leave=False)
+    layers = [audit_layer(name, adapter, name in saved.embeddings) for name, adapter in items]
     total = sum(layer.update**2 for layer in layers)
-    shared = [replace(layer, share=layer.update**2 / total if total else 0.0) for layer in layers]
-    init = str(adapter.config.get("init_lora_weights", ""))
-    certificate = max(layer.certificate for layer in layers)
-    return Audit(str(adapter.path), adapter.naming, init, adapter.others, tuple(shared), certificate, math.sqrt(total))
+    return Audit(
+        str(saved.path), saved.naming, saved.scaling_from, str(saved.config.get("init_lora_weights", "")), saved.others,
+        layers=tuple(replace(layer, share=layer.update**2 / total if total else 0.0) for layer in layers),
+        certificate=max(layer.certificate for layer in layers),
+        update=math.sqrt(total),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -289,7 +288,7 @@ def audit_kernel(model: Any, x: Mapping[str, Tensor], causal: bool) -> KernelAud
     values, vectors = torch.linalg.eigh(F)
     kept = values > len(F) * 1e-6 * values[-1]  # the kernels are float32 products
     root = vectors[:, kept] / values[kept].sqrt()
-    bits = [float(information_bits(v, rtol=len(F) * 1e-6)) / math.log(2) for v in (spectrum, full_spectrum)]
+    bits = [float(information_bits(v, rtol=len(F) * 1e-6, base=2)) for v in (spectrum, full_spectrum)]
     return KernelAudit(
         "log-likelihood" if causal else "logits", len(x["input_ids"]), float(K.trace() / F.trace()),
         order=float(torch.linalg.eigvalsh(root.T @ K @ root)[-1]),

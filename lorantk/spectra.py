@@ -431,20 +431,3 @@ def nonzero(eigenvalues: Tensor, rtol: float | None = None) -> Tensor:
         rtol = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
     check_real("rtol", rtol, minimum=0.0)
     return eigenvalues[eigenvalues > rtol * eigenvalues.max().clamp(min=0.0)]
-
-
-def order_interval(rank, dimension, variance, scaling=1.0):
-    s2 = scaling**2 * variance
-    return s2 * max(math.sqrt(rank) - math.sqrt(dimension), 0) ** 2, s2 * (math.sqrt(rank) + math.sqrt(dimension)) ** 2
-
-
-def order_certificate(A, B=None, scaling=1.0):
-    return scaling**2 * float(torch.linalg.matrix_norm(A, 2) ** 2 + (0 if B is None else torch.linalg.matrix_norm(B, 2) ** 2))
-
-
-def kernel_scale(rank, variance, scaling=1.0):
-    return scaling**2 * rank * variance
-
-
-def cosine_law(rank, cosine=0.0):
-    return 0.0, math.exp(math.lgamma(rank / 2) - math.lgamma((rank + 1) / 2)) / math.sqrt(math.pi)
