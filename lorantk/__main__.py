@@ -8,37 +8,34 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
-import torch
-import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+try:
+    import typer
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+except ModuleNotFoundError as error:
+    sys.exit(f"error: python -m lorantk needs the extra 'cli' ({error}): pip install 'lorantk[cli]'")
 
-from .adapter_files import SavedAdapter, read_adapter, read_config
-from .audit import Audit, KernelAudit, LayerAudit, Plan, audit, audit_kernel, plan
+from .adapter_files import read_adapter, read_config
+from .audit import Audit, KernelAudit, LayerAudit, Plan, audit, audit_texts, plan
 from .batches import check_real
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-TOKENS = 128
-DRAWN = {
+ORDER, TRAINING, OPTIMIZER = "The order on the data", "Through training", "What the optimizer changes"
+MATRIX, ANGLES, INFORMATION = "The matrix M", "Attacks as gradient alignment", "Information bits and Rényi entropy"
+DRAWS = {
     "peft": "uniform with variance 1/(3n), PEFT's default",
-    "gaussian": "Gaussian with variance 1/r^2",
-    "orthonormal": "orthonormal rows",
-}
-DRAW_NAMES = {
-    "uniform": "A was drawn uniformly, as PEFT, kohya's scripts and torch's own layers do",
-    "gaussian": "A was drawn from a Gaussian of variance 1/r^2, PEFT's 'gaussian' and the draw of diffusers",
-    "orthonormal": "A was drawn with orthonormal rows",
-    "normal": "an embedding, where B was drawn from N(0, 1) and A starts at 0",
-    "zero": "A is 0",
-    "moved": "A has moved too far from every draw to tell, or was computed from the weight, as PiSSA does",
+    "gaussian": "Gaussian with variance 1/r^2, PEFT's 'gaussian' and the draw of diffusers",
+    "orthonormal": "with orthonormal rows",
+    "uniform": "uniform on (-1/sqrt(n), 1/sqrt(n)), as by PEFT, kohya's scripts and torch's own layers",
+    "normal": "from N(0, 1) in B, A starting at 0, as PEFT does for an embedding",
 }
 NO_POISON = (
     "None of this detects poisoned data: an adapter trained on clean and one trained on poisoned data can have the "
@@ -75,34 +72,30 @@ def plan_command(
             if (rank, alpha, init, rslora) != (None, None, "peft", False):
                 raise ValueError("give either an adapter_config.json or --rank, --alpha, --init and --rslora, not both")
             rank, alpha, init, rslora = _from_config(config)
-            width = width or _width_beside(config)
-        missing = [name for name, value in (("--rank", rank), ("--alpha", alpha), ("--width", width)) if value is None]
-        if missing:
+            width = _width_beside(config) if width is None else width
+        if rank is None or alpha is None or width is None:
+            given = {"--rank": rank, "--alpha": alpha, "--width": width}
             raise ValueError(
-                f"{' and '.join(missing)} must be given. The width is the fan-in of the adapted layer, hidden_size in "
-                "the model's config.json for most: 768 in BERT-base and GPT-2, 4096 in Llama-2-7B"
+                f"{' and '.join(name for name in given if given[name] is None)} must be given. The width is the fan-in "
+                "of the adapted layer, hidden_size in the model's config.json for most: 768 in BERT-base and GPT-2"
             )
         if (texts is None) != (tokens is None) or (texts is not None and dimension is not None):
             raise ValueError("the data are given by --texts and --tokens together, or by --dimension")
-        if texts is not None and tokens is not None and width is not None:
+        if texts is not None and tokens is not None:
             if min(texts, tokens) < 1:
                 raise ValueError(f"--texts and --tokens must be at least 1; got {texts} and {tokens}")
             dimension = min(texts * tokens, width)
-        result = plan(cast(int, rank), cast(float, alpha), cast(int, width), init, rslora, dimension)
+        result = plan(rank, alpha, width, init, rslora, dimension)
     others = {r: result.alpha_at(r) for r in sorted({*RANKS, rank}) if r <= width}
     if as_json:
-        keep = {str(r): {"sgd": sgd, "adam": adam} for r, (sgd, adam) in others.items()}
-        print(json.dumps(asdict(result) | {"alpha_that_keeps_the_step": keep}, indent=2))
+        print(json.dumps(asdict(result) | {"alpha_that_keeps_the_step": others}, indent=2))
         return
-    out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    for sentence, chapter in sentences(result):
-        out.print(Text(sentence), Text(f"[{chapter}]\n" if chapter else "\n", "dim"))
+    out = _console()
+    _say(out, plan_sentences(result))
     out.print("The alpha that keeps this first step at another rank:")
-    table = Table(box=None)
-    for heading in ("rank", "under SGD", "under Adam"):
-        table.add_column(heading, justify="right")
-    for r, (sgd, adam) in others.items():
-        table.add_row(str(r), f"{sgd:.4g}", f"{adam:.4g}", style="bold" if r == rank else "")
+    table = _table("rank", "under SGD", "under Adam")
+    for r, alphas in others.items():
+        table.add_row(str(r), *(f"{a:.4g}" for a in alphas), style="bold" if r == rank else "")
     out.print(table)
 
 
@@ -112,9 +105,7 @@ def _from_config(path: Path) -> tuple[int, float, str, bool]:
     draws = {"True": "peft", "gaussian": "gaussian"}
     said = str(config.get("init_lora_weights", True))
     if said not in draws:
-        raise ValueError(
-            f"init_lora_weights in {path} must be true or 'gaussian' for plan: {said} is no draw with B = 0"
-        )
+        raise ValueError(f"init_lora_weights in {path} must be true or 'gaussian', with B = 0 at the start; got {said}")
     for key in ("rank_pattern", "alpha_pattern"):
         if config.get(key):
             typer.echo(f"note: {key} is set; these numbers are for the layers that it does not name", err=True)
@@ -133,46 +124,37 @@ def _width_beside(config: Path) -> int | None:
     return width
 
 
-def sentences(p: Plan) -> list[tuple[str, str]]:
+def plan_sentences(p: Plan) -> Iterator[tuple[str, str]]:
     """A plan in words, each sentence with the chapter of the book that derives it."""
     rule = "alpha / sqrt(r)" if p.rslora else "alpha / r"
-    found = [
-        (f"r = {p.rank}, alpha = {p.alpha:g}, n = {p.width}; s = {rule} = {p.scaling:.4g}; A: {DRAWN[p.init]}.", ""),
-        (
-            f"Scale. At the same learning rate LoRA's first step moves the outputs {p.sgd:.3g} times as far as full "
-            f"fine-tuning's under SGD (s^2 r sigma^2 = {p.sgd:.3g}), and {p.adam:.3g} times as far under Adam.",
-            "What the optimizer changes",
-        ),
-        (
-            f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it "
-            + ("lies below it." if p.order[1] <= 1 else f"lies below it only on data of dimension {p.largest_dimension} "
-               f"or less, of {p.width}." if p.largest_dimension else "lies below it on no data at all."),
-            "The order on the data",
-        ),
-    ]  # fmt: skip
+    yield f"r = {p.rank}, alpha = {p.alpha:g}, n = {p.width}; s = {rule} = {p.scaling:.4g}; A {DRAWS[p.init]}.", ""
+    yield (
+        f"Scale. At the same learning rate LoRA's first step moves the outputs {p.sgd:.3g} times as far as full "
+        f"fine-tuning's under SGD (s^2 r sigma^2), and {p.adam:.3g} times as far under Adam.", OPTIMIZER
+    )  # fmt: skip
+    only = f"only on data of dimension {p.largest_dimension} or less, of {p.width}"
+    where = "" if p.order[1] <= 1 else f" {only}" if p.largest_dimension else " on no data"
+    yield (
+        f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it is sure to "
+        f"lie below it{where}.", ORDER
+    )  # fmt: skip
     if p.order_on_data is not None:
         low, high = p.order_on_data
-        verdict = "lies below" if high <= 1 else "need not lie below"
-        found.append((
-            f"Order on your data. In d = {p.dimension} directions LoRA's kernel is between {low:.3g} and {high:.3g} times "
-            f"full fine-tuning's: it {verdict} it.", "The order on the data",
-        ))  # fmt: skip
-    found.append((
-        f"Angles. Two inputs with orthogonal activations get an absolute cosine of {p.angle:.2g} in the mean: "
-        "this noise falls as 1/sqrt(r).", "Attacks as alignment",
-    ))  # fmt: skip
-    return found
+        yield (
+            f"Order on your data. In d = {p.dimension} directions LoRA's kernel is between {low:.3g} and {high:.3g} "
+            f"times full fine-tuning's: it {'lies' if high <= 1 else 'need not lie'} below it.", ORDER
+        )  # fmt: skip
+    yield (
+        f"Angles. Two inputs with orthogonal activations get an absolute cosine of {p.angle:.2g} in the mean: this "
+        "noise falls as 1/sqrt(r).", ANGLES
+    )  # fmt: skip
 
 
 @app.command("audit")
 def audit_command(
-    path: Annotated[
-        Path, typer.Argument(help="A folder that PEFT saved, or a .safetensors file (PEFT, diffusers, kohya).")
-    ],
+    path: Annotated[Path, typer.Argument(help="A folder of PEFT's, or a .safetensors of PEFT, diffusers or kohya.")],
     alpha: Annotated[float | None, typer.Option(help="For a file that does not say it: s = alpha / rank.")] = None,
-    base: Annotated[
-        Path | None, typer.Option(help="Folder of the base model: measure the kernel (PEFT folders).")
-    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Folder of the base model: measure the kernel too.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Text file, one input a line, for --base.")] = None,
     limit: Annotated[float | None, typer.Option(help="Exit with 1 if a layer's certificate is above it.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
@@ -183,91 +165,112 @@ def audit_command(
             check_real("--limit", limit, minimum=0.0)
         if (base is None) != (texts is None):
             raise ValueError("--base and --texts must be given together: the kernel is one of a model on inputs")
-        adapter = read_adapter(path, alpha)
-        report = audit(adapter)
-        kernel = None if base is None or texts is None else _kernel(adapter, base, texts)
+        saved = read_adapter(path, alpha)
+        report = audit(saved)
+        kernel = None if base is None or texts is None else audit_texts(saved, base, _lines(texts))
     if as_json:
-        print(json.dumps(asdict(report) | {"kernel": kernel and asdict(kernel)}, indent=2))
+        print(json.dumps(asdict(report) | {"kernel": kernel and asdict(kernel), "note": NO_POISON}, indent=2))
     else:
-        _show(report, kernel, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+        out = _console()
+        _show_layers(report, kernel, out)
+        _say(out, [*audit_sentences(report), *(kernel_sentences(kernel, report) if kernel else ()), (NO_POISON, "")])
     if limit is not None and report.certificate > limit:
         raise typer.Exit(1)
 
 
-def _show(report: Audit, kernel: KernelAudit | None, out: Console) -> None:
-    """The table of layers, then what they add up to, in sentences."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("layer", "r", "s", "draw of A", "moved", "|B|", "certificate", "scale", "directions", "share"):
-        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", overflow="fold")
+def _lines(path: Path) -> list[str]:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise ValueError(f"--texts must have at least two lines with text; {path} has {len(lines)}")
+    return lines
+
+
+def _show_layers(report: Audit, kernel: KernelAudit | None, out: Console) -> None:
+    headings = ("layer", "r", "s", "draw of A", "moved", "|B|", "certificate", "scale", "directions", "share")
+    table = _table(*headings, *(("kernel",) if kernel else ()))
     for layer in report.layers:
         table.add_row(
-            Text(layer.name), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer), f"{layer.norm_b:.2g}",
-            f"{layer.certificate:.3g}", f"{layer.scale:.2g}", f"{layer.stable_rank:.1f}, {layer.effective_rank:.1f}",
-            f"{layer.share:.1%}",
+            Text(layer.name), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer),
+            f"{layer.norm_b:.2g}", f"{layer.certificate:.3g}", f"{layer.scale:.2g}",
+            f"{layer.stable_rank:.1f}, {layer.effective_rank:.1f}", f"{layer.share:.1%}",
+            *((f"{kernel.shares[layer.name]:.1%}",) if kernel else ()),
         )  # fmt: skip
     out.print(table)
-    for sentence, chapter in verdicts(report):
-        out.print(Text(f"\n{sentence}"), Text(f"[{chapter}]" if chapter else "", "dim"))
-    for sentence in kernel_verdicts(kernel, report) if kernel else ():
-        out.print(Text(f"\n{sentence}"))
-    out.print(f"\n{NO_POISON}")
 
 
-def verdicts(report: Audit) -> list[tuple[str, str]]:
+def audit_sentences(report: Audit) -> Iterator[tuple[str, str]]:
     """What the layers add up to, each sentence with its chapter."""
     layers = report.layers
-    ranks, scalings = sorted({layer.rank for layer in layers}), sorted({layer.scaling for layer in layers})
-    left_out = f" Saved as a whole and left out here: {', '.join(report.others)}." if report.others else ""
-    said = f" The configuration says init_lora_weights = {report.init}." if report.init else ""
-    about = f"{len(layers)} layers, named as by {report.naming}; rank {_range(ranks)}, s {_range(scalings)}."
-    found = [(about + left_out, "")]
-    for name in sorted({layer.draw.name for layer in layers}):
+    yield (
+        f"{len(layers)} layers, named as by {report.naming}; rank {_range(layer.rank for layer in layers)}, "
+        f"s {_range(layer.scaling for layer in layers)}, from {report.scaling_from}."
+        + (f" Saved as a whole and left out here: {', '.join(report.others)}." if report.others else ""), ""
+    )  # fmt: skip
+    for name, count in Counter(layer.draw.name for layer in layers).items():
         draws = [layer.draw for layer in layers if layer.draw.name == name]
+        text = f"Draw. {count} of {len(layers)} layers: "
         moved = [draw.moved for draw in draws if draw.moved is not None]
-        text = f"Draw. {len(draws)} of {len(layers)} layers: {DRAW_NAMES[name]}."
-        if moved:
+        if name in DRAWS and moved:
             doubt = max(draw.doubt or 0.0 for draw in draws)
-            text += (
-                f" It has moved by {_range(moved)} of its norm at the start, in {_range([d.directions_moved for d in draws])} "
-                f"directions; another draw, moved in as few, would look so with probability below {max(doubt, 1e-300):.0e}."
-            )
-        found.append((text + said, "The matrix M"))
+            text += f"A was drawn {DRAWS[name]}: the entries' kurtosis is {_range(d.kurtosis for d in draws)}, and all "
+            text += f"singular values but {_range(d.directions_moved for d in draws)} lie where this draw puts them"
+            text += f" (another draw: probability below {max(doubt, 1e-99):.0e})" if doubt < 0.05 else ""
+            text += f". A has moved by {_range(moved)} of its norm at the start."
+        else:
+            text += "A is 0." if name == "zero" else "A agrees with no single draw: moved far, or made from the weight."
+        yield text + (f" The configuration says {report.init}." if report.init else ""), MATRIX
     certified = sum(layer.certificate <= 1 for layer in layers)
-    found.append((
-        f"Order. The certificates are {_range([layer.certificate for layer in layers])}: LoRA's kernel is now at most "
-        f"{report.certificate:.3g} times full fine-tuning's on these layers, whatever the data; in {certified} of "
-        f"{len(layers)} it is certified to lie below it.", "Through training",
-    ))  # fmt: skip
+    yield (
+        f"Order. The certificates are {_range(layer.certificate for layer in layers)}: LoRA's kernel is now at most "
+        f"{report.certificate:.3g} times full fine-tuning's on these layers, whatever the data; {certified} of "
+        f"{len(layers)} are certified to lie below it.", TRAINING
+    )  # fmt: skip
     idle = sum(layer.update == 0 for layer in layers)
-    top = sorted(layers, key=lambda layer: -layer.share)[:3]
-    carried = "; ".join(f"{layer.name} {layer.share:.0%}" for layer in top)
-    found.append((
-        f"Update. |sBA| = {report.update:.3g} over all layers, in {_range([layer.stable_rank for layer in layers])} "
-        f"directions each by stable rank. Largest shares: {carried}."
-        + (f" In {idle} layers B A = 0: they have not been trained." if idle else ""), "",
-    ))  # fmt: skip
-    return found
+    yield (
+        f"Update. |sBA| = {report.update:.3g} over all layers, in {_range(layer.stable_rank for layer in layers)} "
+        f"directions each by stable rank. Largest shares: {_top({layer.name: layer.share for layer in layers})}."
+        + (f" In {idle} layers B A = 0: they have not been trained." if idle else ""), TRAINING
+    )  # fmt: skip
 
 
-def kernel_verdicts(kernel: KernelAudit, report: Audit) -> list[str]:
+def kernel_sentences(kernel: KernelAudit, report: Audit) -> Iterator[tuple[str, str]]:
     """The measured kernel in words."""
-    top = sorted(kernel.shares.items(), key=lambda item: -item[1])[:3]
-    return [
+    yield (
         f"Kernel of the {kernel.outputs} of {kernel.texts} texts. Its trace is {kernel.scale:.3g} times that of full "
         f"fine-tuning on the same layers; in no direction is it more than {kernel.order:.3g} times as large (the "
-        f"certificate allowed {report.certificate:.3g}).",
-        f"Layers that carry it: {'; '.join(f'{name} {share:.0%}' for name, share in top)}.",
+        f"certificate allows {report.certificate:.3g}). Layers that carry it: {_top(kernel.shares)}.", TRAINING
+    )  # fmt: skip
+    first = [", ".join(f"{v:.3g}" for v in values[:5]) for values in (kernel.spectrum, kernel.full_spectrum)]
+    yield (
         f"Information: {kernel.information:.1f} bits against {kernel.full_information:.1f}; largest eigenvalues "
-        + " against ".join(
-            ", ".join(f"{v:.3g}" for v in values[:5]) for values in (kernel.spectrum, kernel.full_spectrum)
-        ),
-    ]
+        f"{first[0]} against {first[1]}.", INFORMATION
+    )  # fmt: skip
 
 
-def _range(values: Sequence[float]) -> str:
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", overflow="fold")
+    return table
+
+
+def _say(out: Console, sentences: Iterable[tuple[str, str]]) -> None:
+    for sentence, chapter in sentences:
+        out.print(Text(f"\n{sentence}"), Text(f"[{chapter}]" if chapter else "", "dim"))
+
+
+def _top(shares: dict[str, float]) -> str:
+    return "; ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1])[:3])
+
+
+def _range(values: Iterable[float]) -> str:
     """One number, or the least and the largest."""
-    low, high = min(values), max(values)
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    found: Sequence[float] = sorted(values)
+    return f"{found[0]:.3g}" if found[0] == found[-1] else f"{found[0]:.3g} to {found[-1]:.3g}"
 
 
 def _moved(layer: LayerAudit) -> str:
@@ -276,39 +279,6 @@ def _moved(layer: LayerAudit) -> str:
     if draw.moved is None or draw.detectable is None:
         return "-"
     return f"{draw.moved:.2f}" if draw.moved > draw.detectable else f"< {draw.detectable:.2f}"
-
-
-def _kernel(adapter: SavedAdapter, base: Path, texts: Path) -> KernelAudit:
-    """Load base model, adapter and texts, without the network, and measure."""
-    try:
-        import peft
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ImportError("--base needs the extra 'hf': pip install 'lorantk[hf]'") from error
-    if not adapter.config:
-        raise ValueError("--base needs an adapter in a PEFT folder, with its adapter_config.json")
-    task = adapter.config.get("task_type")
-    classes = {
-        "CAUSAL_LM": transformers.AutoModelForCausalLM,
-        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-    }
-    if task not in classes:
-        raise ValueError(f"--base needs an adapter of task_type {' or '.join(classes)}; this one has {task!r}")
-    if not base.is_dir():
-        raise ValueError(f"--base must be a folder with the base model; {base} is none")
-    lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if len(lines) < 2:
-        raise ValueError(f"--texts must have at least two lines with text; {texts} has {len(lines)}")
-    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
-    tokenizer.padding_side = "right"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = classes[task].from_pretrained(
-        base, local_files_only=True, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
-    )
-    model.config.pad_token_id = tokenizer.pad_token_id
-    wrapped = peft.PeftModel.from_pretrained(model, adapter.path.parent, is_trainable=True).eval()
-    x = tokenizer(lines, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt")
-    return audit_kernel(wrapped, {key: x[key] for key in ("input_ids", "attention_mask")}, task == "CAUSAL_LM")
 
 
 if __name__ == "__main__":

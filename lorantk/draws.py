@@ -1,6 +1,6 @@
 """Which random draw a trained A started from, and how far it has left it: from the matrix alone.
 
-Training moves A in few of its r directions, so most singular values stay where the draw put them, within
+Training moves A in few of its r directions, so that most singular values stay where the draw put them, within
 sigma (sqrt(n) -+ sqrt(r)). Statement ``thm-nsd``. Sources: Davidson and Szarek (2001); Weyl's inequalities.
 """
 
@@ -21,37 +21,32 @@ class Draw:
     Attributes
     ----------
     name : str
-        "uniform", "gaussian", "orthonormal", "normal" (an embedding's N(0, 1)), "zero", or "moved": too far from every
-        draw to tell, or not drawn at all but computed from the weight, as PiSSA does.
+        "uniform", "gaussian", "orthonormal", "normal" (an embedding's N(0, 1)), "zero", or "moved": no draw, or more
+        than one, agrees with it, as after long training or where A was computed from the weight (PiSSA).
     directions_moved : int
         Singular values that do not lie where the draw puts them.
     moved, detectable : float or None
         Estimate of |A - A_0| / |A_0| in Frobenius norm, for a movement orthogonal to A_0, and what stands out of the
         draw's own noise.
-    moved_by_box : float or None
-        The same for mean absolute entries of a uniform draw, from `outside` alone: an entry moved by d leaves the box
-        of half width b = 1/sqrt(n) with probability abs(d) / (2 b), wherever in it it was.
     doubt : float or None
         Bound on the probability that another draw, moved in no more directions, shows such singular values.
-    variance, largest, kurtosis, outside : float
-        m_2, the mean square of the entries; max abs(a) sqrt(n), at most 1 for a uniform draw; m_4 / m_2^2, 1.8 for a
-        uniform and 3 for a Gaussian one; the share of entries with abs(a) sqrt(n) > 1.
+    variance, kurtosis, outside : float
+        m_2, the mean square of the entries; m_4 / m_2^2, 1.8 for a uniform and 3 for a Gaussian draw; the share of
+        entries with abs(a) sqrt(n) > 1, 0 for a uniform draw.
     """
 
     name: str
     directions_moved: int
     moved: float | None
     detectable: float | None
-    moved_by_box: float | None
     doubt: float | None
     variance: float
-    largest: float
     kurtosis: float
     outside: float
 
 
 class _Law(NamedTuple):
-    """A draw's standard deviation, where its singular values lie, and its entries' excess kurtosis."""
+    """A draw: standard deviation, where the singular values lie, excess kurtosis of the entries."""
 
     sigma: float
     low: float
@@ -62,50 +57,38 @@ class _Law(NamedTuple):
 def draw_of(A: Tensor, embedding: bool = False) -> Draw:
     """Which of PEFT's draws a matrix started from, with the evidence.
 
-    The draw that holds most of the singular values is named if it holds at least half of them, if the entries in
-    these directions have its kurtosis, and if every other draw needs at least twice the movement. Movement in most
-    directions by more than A's own size can still mislead.
+    A draw is named if it is the only one that at least half of the singular values and the entries' kurtosis in these
+    directions agree with.
 
     Parameters
     ----------
-    A : Tensor (r, n)
+    A : Tensor (rank, n)
         For an embedding the transpose of B, which PEFT draws from N(0, 1) while A starts at 0.
     embedding : bool
-
-    Returns
-    -------
-    Draw
     """
     (rank, n), eps, A = A.shape, torch.finfo(A.dtype).eps, A.double()
     if not A.any():
-        return Draw("zero", 0, None, None, None, None, 0.0, 0.0, 0.0, 0.0)
-    scaled = A.abs() * math.sqrt(n)
-    outside = float((scaled > 1 + eps).double().mean())
+        return Draw("zero", 0, None, None, None, 0.0, 0.0, 0.0)
     second = float(A.square().mean())
-    evidence = (second, float(scaled.max()), _kurtosis(A), outside)
+    evidence = (second, _kurtosis(A), float((A.abs() * math.sqrt(n) > 1 + eps).double().mean()))
     squares, directions = torch.linalg.eigh(A @ A.T)
     values, directions = squares.clamp(min=0).sqrt()[-n:], directions[:, -n:]
     laws = _laws(rank, n, embedding)
     inside = {name: (values >= law.low) & (values <= law.high) for name, law in laws.items()}
-    name = max(inside, key=lambda candidate: int(inside[candidate].sum()))
-    k, law = int((~inside[name]).sum()), laws[name]
-    if name == "orthonormal" and k == 0:
-        return Draw(name, 0, float((values - 1).square().mean().sqrt()), eps, None, 0.0, *evidence)
-    others = [other for key, other in laws.items() if key not in (name, "orthonormal")]  # which does not fluctuate
-    needed = 2 * _movement(values, A.numel(), law)
-    if 2 * k > len(values) or any(_movement(values, A.numel(), other) < needed for other in others):
-        return Draw("moved", k, None, None, None, None, *evidence)
-    still = directions[:, inside[name]] @ directions[:, inside[name]].T
-    expected = 3 * still.diag().square().sum() + law.excess * still.pow(4).sum()
-    noise = math.sqrt(24 / (float(still.trace()) * n))
-    if abs(_kurtosis(still @ A) - float(expected * rank / still.trace() ** 2)) > 4 * noise:
-        return Draw("moved", k, None, None, None, None, *evidence)
-    doubt = max((_doubt(values, k, n, rank, other) for other in others), default=0.0)
-    if name == "uniform" and outside == 0:  # a Gaussian draw would have to lie in the box with all its entries
-        doubt = min(doubt, math.erf(rank / math.sqrt(2 * n)) ** A.numel())
+    fits = [name for name, law in laws.items() if _fits(A, directions, inside[name], law)]
+    if "orthonormal" in fits and int(inside["orthonormal"].sum()) > 1:  # the others' singular values spread
+        fits = ["orthonormal"]
+    if len(fits) != 1:
+        return Draw("moved", 0, None, None, None, *evidence)
+    name, law = fits[0], laws[fits[0]]
+    k = int((~inside[name]).sum())
+    others = [other for key, other in laws.items() if key not in (name, "orthonormal")]
+    doubt = max((_doubt(values, k, rank, n, other) for other in others), default=0.0)
+    if name == "orthonormal":
+        return Draw(name, k, float((values - 1).square().mean().sqrt()), eps, doubt, *evidence)
+    noise = math.sqrt((2 + law.excess) / A.numel())  # relative standard deviation of |A_0|^2
     moved = math.sqrt(max(second / law.sigma**2 - 1, 0.0))
-    by_box = 4 * outside if name == "uniform" else None
-    return Draw(name, k, moved, math.sqrt(3 * _noise(A.numel(), law)), by_box, doubt, *evidence)
+    return Draw(name, k, moved, math.sqrt(3 * noise), doubt, *evidence)
 
 
 def _laws(rank: int, n: int, embedding: bool) -> dict[str, _Law]:
@@ -121,19 +104,22 @@ def _laws(rank: int, n: int, embedding: bool) -> dict[str, _Law]:
     }
 
 
-def _noise(entries: int, law: _Law) -> float:
-    """Relative standard deviation of |A_0|^2."""
-    return math.sqrt((2 + law.excess) / entries)
+def _fits(A: Tensor, directions: Tensor, inside: Tensor, law: _Law) -> bool:
+    """Whether half of the singular values lie in the law's interval, and A in these directions has its kurtosis.
+
+    A rotation mixes the rows, and with them a uniform draw's entries come closer to Gaussian ones; the kurtosis may
+    miss its expectation by four standard deviations, or by half of what parts a uniform draw from a Gaussian one.
+    """
+    if 2 * int(inside.sum()) < len(inside):
+        return False
+    still = directions[:, inside] @ directions[:, inside].T
+    part = still.pow(4).sum() * len(A) / still.trace() ** 2
+    expected = 3 * still.diag().square().sum() * len(A) / still.trace() ** 2 + law.excess * part
+    noise = math.sqrt(24 / (float(still.trace()) * A.shape[1]))
+    return abs(_kurtosis(still @ A) - float(expected)) <= max(4 * noise, 0.6 * float(part))
 
 
-def _movement(values: Tensor, entries: int, law: _Law) -> float:
-    """Least |A - A_0|: by the distance of the singular values from their place (Mirsky), and by the growth of |A|."""
-    astray = torch.maximum(law.low - values, values - law.high).clamp(min=0).norm()
-    growth = float(values.square().sum()) - entries * law.sigma**2 * (1 + 3 * _noise(entries, law))
-    return max(float(astray), math.sqrt(max(growth, 0.0)))
-
-
-def _doubt(values: Tensor, k: int, n: int, rank: int, law: _Law) -> float:
+def _doubt(values: Tensor, k: int, rank: int, n: int, law: _Law) -> float:
     """exp(-t^2/2) at the gap t that k moved directions leave between these singular values and another draw's edges.
 
     Weyl: singular value k + 1 is at most the draw's largest, and the k-th from last at least its smallest. The bound
