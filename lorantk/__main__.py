@@ -23,7 +23,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: python -m lorantk needs the extra 'cli' ({error}): pip install 'lorantk[cli]'")
 
 from .adapter_files import read_adapter, read_config
-from .audit import Audit, KernelAudit, LayerAudit, Plan, audit, audit_texts, plan
+from .audit import Audit, LayerAudit, Plan, audit, plan
+from .audit_texts import KernelAudit, audit_texts
 from .batches import check_real
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
@@ -135,8 +136,8 @@ def plan_sentences(p: Plan) -> Iterator[tuple[str, str]]:
     only = f"only on data of dimension {p.largest_dimension} or less, of {p.width}"
     where = "" if p.order[1] <= 1 else f" {only}" if p.largest_dimension else " on no data"
     yield (
-        f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it is sure to "
-        f"lie below it{where}.", ORDER
+        f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it lies below "
+        f"it{where}.", ORDER
     )  # fmt: skip
     if p.order_on_data is not None:
         low, high = p.order_on_data
@@ -212,9 +213,13 @@ def audit_sentences(report: Audit) -> Iterator[tuple[str, str]]:
         moved = [draw.moved for draw in draws if draw.moved is not None]
         if name in DRAWS and moved:
             doubt = max(draw.doubt or 0.0 for draw in draws)
-            text += f"A was drawn {DRAWS[name]}: the entries' kurtosis is {_range(d.kurtosis for d in draws)}, and all "
-            text += f"singular values but {_range(d.directions_moved for d in draws)} lie where this draw puts them"
-            text += f" (another draw: probability below {max(doubt, 1e-99):.0e})" if doubt < 0.05 else ""
+            text += (
+                f"A was drawn {DRAWS[name]}: all singular values but {_range(d.directions_moved for d in draws)} lie "
+            )
+            text += "where this draw puts them, and the entries' kurtosis agrees"
+            text += (
+                f" (another draw, moved in as few: probability below {max(doubt, 1e-99):.0e})" if doubt < 0.05 else ""
+            )
             text += f". A has moved by {_range(moved)} of its norm at the start."
         else:
             text += "A is 0." if name == "zero" else "A agrees with no single draw: moved far, or made from the weight."
