@@ -58,7 +58,7 @@ def draw_of(A: Tensor, embedding: bool = False) -> Draw:
     """Which of PEFT's draws a matrix started from, with the evidence.
 
     A draw is named if it is the only one that at least half of the singular values and the entries' kurtosis in these
-    directions agree with.
+    directions agree with, and no singular value is less than half of its smallest.
 
     Parameters
     ----------
@@ -75,7 +75,8 @@ def draw_of(A: Tensor, embedding: bool = False) -> Draw:
     values, directions = squares.clamp(min=0).sqrt()[-n:], directions[:, -n:]
     laws = _laws(rank, n, embedding)
     inside = {name: (values >= law.low) & (values <= law.high) for name, law in laws.items()}
-    fits = [name for name, law in laws.items() if _fits(A, directions, inside[name], law)]
+    kept = [name for name, law in laws.items() if values[0] >= law.low / 2]  # training adds, it takes no direction away
+    fits = [name for name in kept if _fits(A, directions, inside[name], laws[name])]
     if "orthonormal" in fits and int(inside["orthonormal"].sum()) > 1:  # the others' singular values spread
         fits = ["orthonormal"]
     if len(fits) != 1:
