@@ -82,7 +82,7 @@ def read_adapter(path: str | Path, alpha: float | None = None) -> SavedAdapter:
         On a missing or damaged file, a pickle, halves that are missing, double or do not fit, NaN or Inf, a method
         other than LoRA, or a scaling that the file does not give and `alpha` does not either.
     ImportError
-        If the extra ``hf`` is not installed.
+        If neither the extra ``cli`` nor ``hf`` is installed.
 
     Notes
     -----
@@ -211,7 +211,7 @@ def _safe_open(path: Path) -> Iterator[Any]:
     try:
         import safetensors
     except ModuleNotFoundError as error:
-        raise ImportError("reading saved adapters needs the extra 'hf': pip install 'lorantk[hf]'") from error
+        raise ImportError("reading saved adapters needs the extra 'cli' or 'hf': pip install 'lorantk[cli]'") from error
     try:
         with safetensors.safe_open(str(path), "pt") as file:
             yield file

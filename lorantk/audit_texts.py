@@ -77,24 +77,21 @@ def audit_texts(saved: SavedAdapter, base: Path, texts: list[str]) -> KernelAudi
     ImportError, OSError, ValueError
         Without the extra ``hf``; if a file is missing; on another task, or an adapter whose layers `base` has not.
     """
+    task = saved.config.get("task_type")
+    classes = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
+    if task not in classes:
+        raise ValueError(f"--base needs a PEFT folder with task_type {' or '.join(classes)}; this one has {task!r}")
+    if not base.is_dir():
+        raise ValueError(f"--base must be a folder with the base model; {base} is none")
     try:
         import peft
         import transformers
     except ModuleNotFoundError as error:
         raise ImportError("--base needs the extra 'hf': pip install 'lorantk[hf]'") from error
-    task = saved.config.get("task_type")
-    classes = {
-        "CAUSAL_LM": transformers.AutoModelForCausalLM,
-        "SEQ_CLS": transformers.AutoModelForSequenceClassification,
-    }
-    if task not in classes:
-        raise ValueError(f"--base needs a PEFT folder with task_type {' or '.join(classes)}; this one has {task!r}")
-    if not base.is_dir():
-        raise ValueError(f"--base must be a folder with the base model; {base} is none")
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(base, local_files_only=True)
     tokenizer.padding_side = "right"
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = classes[task].from_pretrained(
+    model = getattr(transformers, classes[task]).from_pretrained(
         base, local_files_only=True, dtype=torch.float32, attn_implementation="eager", use_safetensors=True
     )
     model.config.pad_token_id = tokenizer.pad_token_id
