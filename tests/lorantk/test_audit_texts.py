@@ -14,7 +14,24 @@ from lorantk.audit_texts import audit_texts
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-WORDS = "the a film was good bad very not and but long short story actor never ends".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "was",
+    "good",
+    "bad",
+    "very",
+    "not",
+    "and",
+    "but",
+    "long",
+    "short",
+    "story",
+    "actor",
+    "never",
+    "ends",
+]
 TEXTS = ["the film was very good", "a bad story", "not long and not short but good", "the actor never ends"]
 
 

@@ -84,7 +84,7 @@ WRONG = {
     "unknown flag": ("plan --rnk 8", "No such option"),
     "nothing given": ("plan", "--rank and --alpha and --width must be given"),
     "no width": ("plan --rank 8 --alpha 16", "--width must be given. The width is the fan-in"),
-    "rank as text": ("plan --rank eight --alpha 16 --width 768", "'eight' is not a valid"),
+    "rank as text": ("plan --rank eight --alpha 16 --width 768", "Input should be a valid integer"),
     "rank 0": ("plan --rank 0 --alpha 16 --width 768", "rank must be at least 1"),
     "rank above width": ("plan --rank 800 --alpha 16 --width 768", "rank must be at most the width 768"),
     "alpha 0": ("plan --rank 8 --alpha 0 --width 768", "alpha must be finite and above 0"),
