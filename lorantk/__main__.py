@@ -118,7 +118,7 @@ def _width_beside(config: Path) -> int | None:
     folder = config if config.is_dir() else config.parent
     if not (folder / "adapter_model.safetensors").is_file():
         return None
-    widths = Counter(int(adapter.A.shape[1]) for adapter in read_adapter(folder).adapters.values())
+    widths = Counter(A.shape[1] for A, _, _ in read_adapter(folder).adapters.values())
     (width, layers), *rest = widths.most_common()
     if rest:
         typer.echo(f"note: width {width}, that of {layers} layers; others have {sorted(w for w, _ in rest)}", err=True)

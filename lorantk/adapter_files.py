@@ -18,7 +18,6 @@ from typing import Any
 from torch import Tensor
 
 from .batches import check_integer, check_real, check_tensor
-from .lora import Adapter
 
 HEADER_LIMIT = 2**25
 """Largest header in bytes that is read; a thousand layers need less than one hundredth of it."""
@@ -50,7 +49,7 @@ class SavedAdapter:
         PEFT's adapter_config.json, empty if there is none.
     scaling_from : str
         Where s comes from: "adapter_config.json", "lora_adapter_metadata", "alpha tensors" or "--alpha".
-    adapters : dict of layer name to `Adapter`
+    adapters : dict of layer name to A (rank, fan_in), B (fan_out, rank) and s
     embeddings : set of str
         Layers where A starts at 0 and B is drawn, as PEFT does it for an embedding.
     others : tuple of str
@@ -61,7 +60,7 @@ class SavedAdapter:
     naming: str
     config: dict[str, Any]
     scaling_from: str
-    adapters: dict[str, Adapter] = field(repr=False)
+    adapters: dict[str, tuple[Tensor, Tensor, float]] = field(repr=False)
     embeddings: frozenset[str]
     others: tuple[str, ...]
 
@@ -97,7 +96,8 @@ def read_adapter(path: str | Path, alpha: float | None = None) -> SavedAdapter:
     ranks = {layer: _rank(layer, header, halves) for layer, halves in names.halves.items()}
     beside = file.with_name("adapter_config.json")
     config = read_config(beside) if names.naming == "PEFT" and beside.is_file() else {}
-    adapters, sources = {}, Counter[str]()
+    adapters: dict[str, tuple[Tensor, Tensor, float]] = {}
+    sources = Counter[str]()
     with _safe_open(file) as tensors:
         for layer, rank in ranks.items():
             key = names.alphas.get(layer)
@@ -107,7 +107,7 @@ def read_adapter(path: str | Path, alpha: float | None = None) -> SavedAdapter:
             check_real(f"scaling of layer {layer!r}", scaling, minimum=0.0, exclusive=True)
             halves = names.halves[layer]
             A, B = (_finite(tensors.get_tensor(halves[side]), halves[side]).flatten(1) for side in ("A", "B"))
-            adapters[layer] = Adapter(A, B, scaling)
+            adapters[layer] = (A, B, scaling)
             said = "adapter_config.json" if config else "lora_adapter_metadata" if own else "--alpha"
             sources["alpha tensors" if stored is not None else said] += 1
     said = " and ".join(sorted(sources))

@@ -208,7 +208,7 @@ def audit(saved: SavedAdapter) -> Audit:
     learned: poisoned data leave no mark here that clean data could not leave.
     """
     items = tqdm(saved.adapters.items(), "layers", delay=2, leave=False)
-    layers = [audit_layer(name, adapter, name in saved.embeddings) for name, adapter in items]
+    layers = [audit_layer(name, Adapter(*halves), name in saved.embeddings) for name, halves in items]
     total = sum(layer.update**2 for layer in layers)
     return Audit(
         str(saved.path), saved.naming, saved.scaling_from, str(saved.config.get("init_lora_weights", "")), saved.others,

@@ -245,7 +245,8 @@ def read_peft(model: nn.Module | str | Path, adapter_name: str = "default") -> d
     if isinstance(model, (str, Path)):
         from .adapter_files import read_adapter
 
-        return read_adapter(model if adapter_name == "default" else Path(model) / adapter_name).adapters
+        saved = read_adapter(model if adapter_name == "default" else Path(model) / adapter_name)
+        return {name: Adapter(*halves) for name, halves in saved.adapters.items()}
     try:
         import peft
     except ModuleNotFoundError as error:

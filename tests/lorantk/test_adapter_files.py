@@ -49,17 +49,17 @@ def test_three_namings_with_an_alpha_tensor_or_the_callers(tmp_path, naming, nam
     save_file(tensors, tmp_path / "x.safetensors")
     found = read_adapter(tmp_path / "x.safetensors", None if stored else 6.0)
     assert (found.naming, list(found.adapters)) == (naming, [layer])
-    assert found.adapters[layer].scaling == (0.5 if stored else 1.5)
+    assert found.adapters[layer][2] == (0.5 if stored else 1.5)
     assert found.scaling_from == ("alpha tensors" if stored else "--alpha")
-    assert torch.equal(found.adapters[layer].A, A)
-    assert torch.equal(found.adapters[layer].B, B)
+    assert torch.equal(found.adapters[layer][0], A)
+    assert torch.equal(found.adapters[layer][1], B)
 
 
 def test_convolutions_of_kohya_are_flattened(tmp_path):
     tensors = {"c.lora_down.weight": torch.ones(4, 8, 3, 3), "c.lora_up.weight": torch.ones(16, 4, 1, 1)}
     save_file(tensors, tmp_path / "x.safetensors")
-    adapter = read_adapter(tmp_path / "x.safetensors", 4.0).adapters["c"]
-    assert (adapter.A.shape, adapter.B.shape) == ((4, 72), (16, 4))
+    down, up, _ = read_adapter(tmp_path / "x.safetensors", 4.0).adapters["c"]
+    assert (down.shape, up.shape) == ((4, 72), (16, 4))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_convolutions_of_kohya_are_flattened(tmp_path):
 )  # fmt: skip
 def test_scaling_from_the_configuration(tmp_path, changes, scaling):
     found = read_adapter(folder(tmp_path / "a", **changes))
-    assert found.adapters["q"].scaling == scaling
+    assert found.adapters["q"][2] == scaling
     assert found.scaling_from == "adapter_config.json"
 
 
@@ -80,7 +80,7 @@ def test_scaling_from_the_metadata_of_diffusers(tmp_path):
     tensors = {"unet.q.lora_A.weight": A, "unet.q.lora_B.weight": B}
     save_file(tensors, tmp_path / "x.safetensors", metadata)
     found = read_adapter(tmp_path / "x.safetensors")
-    assert (found.adapters["unet.q"].scaling, found.scaling_from) == (3.0, "lora_adapter_metadata")
+    assert (found.adapters["unet.q"][2], found.scaling_from) == (3.0, "lora_adapter_metadata")
 
 
 def test_layers_are_in_the_order_of_the_model(tmp_path):
@@ -147,7 +147,7 @@ def test_a_scaling_that_is_not_given_is_not_guessed(tmp_path):
     path = folder(tmp_path / "a", config=None)
     with pytest.raises(ValueError, match="--alpha 4 gives s = 1"):
         read_adapter(path)
-    assert read_adapter(path, 4.0).adapters["q"].scaling == 1.0
+    assert read_adapter(path, 4.0).adapters["q"][2] == 1.0
     with pytest.raises(ValueError, match="leave alpha out"):
         read_adapter(folder(tmp_path / "a"), 4.0)
     for alpha in (0.0, -1.0, math.nan):

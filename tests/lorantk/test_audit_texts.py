@@ -14,25 +14,8 @@ from lorantk.audit_texts import audit_texts
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
-WORDS = [
-    "the",
-    "a",
-    "film",
-    "was",
-    "good",
-    "bad",
-    "very",
-    "not",
-    "and",
-    "but",
-    "long",
-    "short",
-    "story",
-    "actor",
-    "never",
-    "ends",
-]
 TEXTS = ["the film was very good", "a bad story", "not long and not short but good", "the actor never ends"]
+WORDS = sorted({word for text in TEXTS for word in text.split()})
 
 
 @pytest.fixture(scope="module", params=["CAUSAL_LM", "SEQ_CLS"])
@@ -46,7 +29,9 @@ def made(request, tmp_path_factory):
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
     tokenizer.save_pretrained(root / "base")
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=18, n_embd=32, n_head=2, n_layer=2, n_positions=32, pad_token_id=0)
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS) + 2, n_embd=32, n_head=2, n_layer=2, n_positions=32, pad_token_id=0
+    )
     kind = transformers.GPT2LMHeadModel if request.param == "CAUSAL_LM" else transformers.GPT2ForSequenceClassification
     kind(config).save_pretrained(root / "base")
     model = kind.from_pretrained(root / "base")
