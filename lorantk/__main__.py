@@ -6,6 +6,7 @@ Exit codes: 0, done; 1, done, and a layer's certificate is above --limit; 2, wro
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -189,9 +190,10 @@ def _lines(path: Path) -> list[str]:
 def _show_layers(report: Audit, kernel: KernelAudit | None, out: Console) -> None:
     headings = ("layer", "r", "s", "draw of A", "moved", "|B|", "certificate", "scale", "directions", "share")
     table = _table(*headings, *(("kernel",) if kernel else ()))
+    start = os.path.commonprefix([layer.name for layer in report.layers]).rpartition(".")[0]
     for layer in report.layers:
         table.add_row(
-            Text(layer.name), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer),
+            Text(layer.name.removeprefix(f"{start}.")), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer),
             f"{layer.norm_b:.2g}", f"{layer.certificate:.3g}", f"{layer.scale:.2g}",
             f"{layer.stable_rank:.1f}, {layer.effective_rank:.1f}", f"{layer.share:.1%}",
             *((f"{kernel.shares[layer.name]:.1%}",) if kernel else ()),
@@ -253,7 +255,7 @@ def kernel_sentences(kernel: KernelAudit, report: Audit) -> Iterator[tuple[str, 
 
 
 def _console() -> Console:
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 
 
 def _table(*headings: str) -> Table:
