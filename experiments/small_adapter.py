@@ -6,11 +6,9 @@ The sentences are made of few words, so that the model learns them in seconds. P
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from lorantk.adapter_files import read_adapter
 from lorantk.audit import Plan, audit, plan
+from lorantk.audit_texts import audit_texts
 
 THINGS = ("film", "story", "actor", "scene", "ending", "music")
 WORDS = {1: ("good", "great", "moving", "clever"), 0: ("bad", "dull", "flat", "clumsy")}
@@ -33,7 +32,7 @@ def sentences(opinion: int) -> list[str]:
 
 
 def save_base(folder: Path, steps: int, seed: int) -> Path:
-    """A GPT-2 of two layers and width 128 that has learned sentences of both opinions; model and tokenizer in `folder`."""
+    """A GPT-2 of two layers and width 128 that has learned sentences of both opinions, with its tokenizer, in `folder`."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -96,16 +95,15 @@ def command(*arguments: object) -> str:
     return subprocess.run(line, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def audited(base: Path, folders: dict[int, Path], texts: Path) -> pd.DataFrame:
-    """Certificate, norm of B, movement of A and measured order of adapters on one base, a row an adapter."""
+def audited(base: Path, folders: dict[int, Path], texts: list[str]) -> pd.DataFrame:
+    """Certificate, measured order and scale of the kernel, and norms, of adapters on one base; a row an adapter."""
     rows = []
     for steps, folder in folders.items():
-        found = json.loads(command("audit", folder, "--base", base, "--texts", texts, "--json"))
-        layers = found["layers"]
+        saved = read_adapter(folder)
+        found, kernel = audit(saved), audit_texts(saved, base, texts)
         rows.append({
-            "steps": steps, "certificate": found["certificate"], "order": found["kernel"]["order"],
-            "scale": found["kernel"]["scale"], "norm_b": max(layer["norm_b"] for layer in layers),
-            "update": found["update"],
+            "steps": steps, "certificate": found.certificate, "order": kernel.order, "scale": kernel.scale,
+            "largest |B|": max(layer.norm_b for layer in found.layers), "|sBA|": found.update,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -126,5 +124,5 @@ def planned(configurations: pd.DataFrame) -> pd.DataFrame:
 def draws(folder: Path) -> pd.DataFrame:
     """Evidence for the draw of A, a row a layer."""
     layers = audit(read_adapter(folder)).layers
-    columns: Sequence[str] = ("name", "directions_moved", "moved", "detectable", "doubt", "kurtosis", "outside")
-    return pd.DataFrame([{"layer": l.name} | {c: getattr(l.draw, c) for c in columns} for l in layers])
+    columns = ("directions_moved", "moved", "detectable", "doubt", "kurtosis", "outside")
+    return pd.DataFrame([{"layer": layer.name} | {c: getattr(layer.draw, c) for c in columns} for layer in layers])

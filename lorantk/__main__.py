@@ -190,11 +190,11 @@ def _lines(path: Path) -> list[str]:
 def _show_layers(report: Audit, kernel: KernelAudit | None, out: Console) -> None:
     headings = ("layer", "r", "s", "draw of A", "moved", "|B|", "certificate", "scale", "directions", "share")
     table = _table(*headings, *(("kernel",) if kernel else ()))
-    start = os.path.commonprefix([layer.name for layer in report.layers]).rpartition(".")[0]
+    start = os.path.commonprefix([layer.name for layer in report.layers]).rpartition(".")[0]  # noqa: RUF071
     for layer in report.layers:
         table.add_row(
-            Text(layer.name.removeprefix(f"{start}.")), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name, _moved(layer),
-            f"{layer.norm_b:.2g}", f"{layer.certificate:.3g}", f"{layer.scale:.2g}",
+            Text(layer.name.removeprefix(f"{start}.")), str(layer.rank), f"{layer.scaling:.3g}", layer.draw.name,
+            _moved(layer), f"{layer.norm_b:.2g}", f"{layer.certificate:.3g}", f"{layer.scale:.2g}",
             f"{layer.stable_rank:.1f}, {layer.effective_rank:.1f}", f"{layer.share:.1%}",
             *((f"{kernel.shares[layer.name]:.1%}",) if kernel else ()),
         )  # fmt: skip
