@@ -32,7 +32,7 @@ def sentences(opinion: int) -> list[str]:
 
 
 def save_base(folder: Path, steps: int, seed: int) -> Path:
-    """A GPT-2 of two layers and width 128 that has learned sentences of both opinions, with its tokenizer, in `folder`."""
+    """A GPT-2 of two layers and width 128 that has learned sentences of both opinions, saved with its tokenizer."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -55,7 +55,7 @@ def save_base(folder: Path, steps: int, seed: int) -> Path:
 
 
 def save_adapter(
-    base: Path, folder: Path, steps: int, seed: int, rank: int = 8, alpha: float = 16, learning_rate: float = 3e-3
+    base: Path, folder: Path, steps: int, seed: int, rank: int = 8, alpha: int = 16, learning_rate: float = 3e-3
 ) -> Path:
     """An adapter on every projection of the base model that has learned the sentences of opinion 1, in `folder`."""
     import peft
@@ -73,7 +73,7 @@ def save_adapter(
         torch.manual_seed(seed)
         model = peft.get_peft_model(transformers.GPT2LMHeadModel.from_pretrained(base), config)
     _learn(model, tokenizer(sentences(1), return_tensors="pt").input_ids, steps, learning_rate, seed)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     return folder
 
 
@@ -114,11 +114,10 @@ def planned(configurations: pd.DataFrame) -> pd.DataFrame:
         plan(int(row.rank), float(row.alpha), int(row.width))  # type: ignore[arg-type]
         for row in configurations.itertuples()
     ]
-    added = {
-        "order": [p.order[1] for p in plans], "largest_dimension": [p.largest_dimension for p in plans],
-        "sgd": [p.sgd for p in plans], "adam": [p.adam for p in plans],
-    }  # fmt: skip
-    return configurations.assign(**added).sort_values("order", ignore_index=True)
+    return configurations.assign(
+        order=[p.order[1] for p in plans], largest_dimension=[p.largest_dimension for p in plans],
+        sgd=[p.sgd for p in plans], adam=[p.adam for p in plans],
+    ).sort_values("order", ignore_index=True)  # fmt: skip
 
 
 def draws(folder: Path) -> pd.DataFrame:
