@@ -14,6 +14,8 @@ def benjamini_hochberg(effects: Sequence[Effect], level: float = 0.05) -> NDArra
     """Which effects are kept, shape (n,), at a false discovery rate of `level`, by Benjamini and Hochberg."""
     from statsmodels.stats.multitest import multipletests
 
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1; got {level}")
     missing = [e.name for e in effects if e.p is None]
     if missing or not effects:
         raise ValueError(f"effects must be one or more with a p-value each; none in {missing}")

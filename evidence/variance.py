@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .effects import LEVEL, Effect
+from .effects import LEVEL, Effect, summaries
 
 
 def variance_explained(groups: Sequence[tuple[float, float, int]], name: str) -> Effect:
@@ -26,7 +26,9 @@ def variance_explained(groups: Sequence[tuple[float, float, int]], name: str) ->
     """
     from statsmodels.stats.oneway import anova_generic
 
-    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    mean, std, n = summaries(groups, name)
+    if len(mean) < 2 or not std.all():
+        raise ValueError(f"groups of {name!r} must be two or more, each with a spread; got {list(groups)}")
     test = anova_generic(mean, std**2, n, use_var="unequal")
     return _share_of_variance(test.statistic, test.df, float(test.pvalue), int(n.sum()), name)
 
