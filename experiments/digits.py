@@ -4,9 +4,9 @@ The network is `lorantk.mlp` in standard parametrisation without biases; adapter
 head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own rate.
 AdamW has PyTorch's moments.
 
-There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no weight
-decay. "digits", which came before it, splits anew for each seed, poisons each sample with a probability and lets AdamW
-decay weights by PyTorch's default.
+There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no
+weight decay. "digits", which came before it, splits anew for each seed, poisons each sample with a probability and has
+PyTorch's default of weight decay in AdamW.
 """
 
 from __future__ import annotations
@@ -74,7 +74,15 @@ def pretrained(seed: int) -> nn.Sequential:
 def together(run: Run) -> tuple[Any, ...]:
     """What runs must share to train as one."""
     rate = None if run.optimizer == "sgd" else run.learning_rate
-    return run.task, run.method, run.rank if run.method == "lora" else None, run.optimizer, rate, run.steps, run.batch_size
+    return (
+        run.task,
+        run.method,
+        run.rank if run.method == "lora" else None,
+        run.optimizer,
+        rate,
+        run.steps,
+        run.batch_size,
+    )
 
 
 def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -120,8 +128,8 @@ def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters, lr=1.0)
         rates = torch.tensor([run.learning_rate for run in runs])
     else:
-        decay = {"weight_decay": 0.0} if runs[0].task == "digits-exact" else {}
-        optimizer = torch.optim.AdamW(model.parameters, lr=runs[0].learning_rate, **decay)
+        decay = 0.0 if runs[0].task == "digits-exact" else 0.01
+        optimizer = torch.optim.AdamW(model.parameters, lr=runs[0].learning_rate, weight_decay=decay)
         rates = torch.ones(len(runs))
     order = torch.stack([batches(run.seed, y.shape[1], run.steps, run.batch_size) for run in runs], dim=1)
     rows = torch.arange(len(runs))[:, None]
