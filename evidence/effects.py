@@ -236,6 +236,9 @@ class EffectRange(Effect):
     def p_above(self, bound: float = 0.0) -> float:
         return max(effect.p_above(bound) for effect in self.members)
 
+    def p_below(self, bound: float = 0.0) -> float:
+        return max(effect.p_below(bound) for effect in self.members)
+
     def detectable(self, power: float = 0.8) -> float:
         return max(effect.detectable(power) for effect in self.members)
 
