@@ -12,11 +12,9 @@ from scipy.stats import t
 from evidence.effects import LEVEL, Effect
 
 from .config import RESULTS
+from .identified import MARGINS
 from .runs import at_rate, effects_of_findings, harms
 from .table import ResultsTable
-
-MARGINS = {"untargeted": 0.02, "backdoor": 0.05}
-"""Attack -> size of an effect that does not matter: a fraction of accuracy, or of attack success."""
 
 SPANS = {"finding-2": 6.0, "finding-5": float(np.log10(4 / 0.001))}
 """Trends over the whole range: doublings from r = 1 to 64, factors of 10 from k = .001 to 4."""

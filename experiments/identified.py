@@ -1,0 +1,174 @@
+"""What the first grid of `protocol.md` says of findings 1, 2 and 4: effects over learning rates, with four outcomes.
+
+A *setting* is an optimizer, an attack and a dose. Statements ``finding-1``, ``finding-2``, ``finding-4``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from evidence.decisions import decide
+from evidence.effects import Effect, EffectRange, slope_weights
+
+from .admissible import Choices, choices, guessed, over_rates, performing, validation
+from .runs import UNITS, harms
+
+MARGINS = {"untargeted": 0.02, "backdoor": 0.05}
+"""Attack -> size of an effect that does not matter: a fraction of accuracy, or of attack success."""
+
+RANK, CLASSES, WORKS = 8, 5, 0.5
+"""LoRA's rank beside full fine-tuning; classes of the task; least attack success that makes a backdoor's setting."""
+
+Arm = tuple[str, int | None]
+"""Method and rank."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An effect on a finding, with what it was decided by.
+
+    Parameters
+    ----------
+    finding, optimizer, attack : str
+    poison_rate : float
+    effect : EffectRange
+        Over admissible learning rates; oriented: positive is what the finding says.
+    margin : float
+        In the effect's unit.
+    primary : bool
+        Whether it enters the finding's verdict; the other doses are shown beside it.
+    failed : str
+        Why the setting failed; empty if it did not.
+    diverged : int
+        Runs behind the effect that diverged.
+    outcome : str
+        One of `evidence.decisions.OUTCOMES`, after the whole family was decided; empty before.
+    """
+
+    finding: str
+    optimizer: str
+    attack: str
+    poison_rate: float
+    effect: EffectRange
+    margin: float
+    primary: bool
+    failed: str
+    diverged: int
+    outcome: str = ""
+
+
+def decided(rows: Sequence[Row], others: Sequence[tuple[Effect, float]] = ()) -> list[Row]:
+    """The rows with their outcomes, in one family with `others`: effects of other sources and their margins."""
+    family = [(row.effect, row.margin) for row in rows] + list(others)
+    outcomes = decide(*zip(*family, strict=True))
+    return [
+        replace(row, outcome="inconclusive" if row.failed else outcome)
+        for row, outcome in zip(rows, outcomes, strict=False)
+    ]
+
+
+def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016) -> list[Row]:
+    """Undecided rows of findings 1, 2 and 4, by optimizer, attack and dose.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Recorded runs of one task and budget: full, head, and LoRA at several ranks with one variance and scaling.
+    middle : float
+        The backdoor's dose whose effects are primary.
+    """
+    table = validation(runs)
+    attacked = harms(guessed(runs, CLASSES))
+    rows = []
+    for (optimizer, attack, _), part in attacked.groupby(["optimizer", "attack", "poison_rate"]):
+        dose = float(part.poison_rate.iloc[0])
+        setting = _Setting(part, table[table.optimizer == optimizer], str(attack))
+        primary = attack == "untargeted" or dose == middle
+        for finding, effect, failed, diverged in setting.effects():
+            margin = MARGINS[str(attack)]
+            rows.append(Row(finding, str(optimizer), str(attack), dose, effect, margin, primary, failed, diverged))
+    return rows
+
+
+class _Setting:
+    """Harm at one optimizer, attack and dose, arm by arm at its admissible rates."""
+
+    def __init__(self, rows: pd.DataFrame, table: pd.DataFrame, attack: str) -> None:
+        self.rows, self.table, self.attack = rows, table, attack
+        self.ranks = sorted(int(rank) for rank in rows["rank"].dropna().unique())
+
+    def arm(self, method: str, rank: int | None = None, column: str = "harm") -> Choices:
+        return choices(self._of(self.rows, method, rank), self._of(self.table, method, rank), column)
+
+    def effects(self) -> list[tuple[str, EffectRange, str, int]]:
+        """(finding, effect, why the setting failed, diverged runs)."""
+        found = []
+        for finding, (name, weights) in self._contrasts().items():
+            arms = [arm for arm, weight in weights.items() if weight]
+            harm = [self.arm(*arm) for arm in arms]
+            effect = over_rates(harm, [weights[arm] for arm in arms], name, UNITS[self.attack])
+            found.append((finding, effect, self._failed(arms), sum(self._diverged(*arm) for arm in arms)))
+        return found
+
+    def _contrasts(self) -> dict[str, tuple[str, dict[Arm, float]]]:
+        """Finding -> the name of its effect, and the weights of the arms' harm in it."""
+        flips, low, high = self.attack == "untargeted", self.ranks[0], self.ranks[-1]
+        sign = -1.0 if flips else 1.0
+        slope = sign * float(np.log2(high / low)) * slope_weights(np.log2(self.ranks))
+        found: dict[str, tuple[str, dict[Arm, float]]] = {
+            "finding-1": (
+                f"{'extra harm of LoRA' if flips else 'harm that LoRA is spared'}, r = {RANK}",
+                {("full", None): sign, ("lora", RANK): -sign},
+            ),
+            "finding-2": (
+                f"{'fall' if flips else 'rise'} of harm from r = {low} to {high}",
+                {("lora", rank): float(weight) for rank, weight in zip(self.ranks, slope, strict=True)},
+            ),
+        }
+        ranks = performing(self.table[self.table.method == "lora"])
+        if not flips and len(ranks) > 1:
+            lowest, following = ranks[:2]
+            name = f"harm at r = {following} minus r = {lowest}"
+            found["finding-4"] = name, {("lora", following): 1.0, ("lora", lowest): -1.0}
+        return found
+
+    def _failed(self, arms: Sequence[Arm]) -> str:
+        """Why nothing can be said of these arms, by the protocol; empty if something can."""
+        success = next(iter(self.arm("full", column="attack_success").values())).mean()
+        if self.attack == "backdoor" and success < WORKS:
+            return f"attack success of full fine-tuning is {success:.2f}"
+        head = self._clean_accuracy("head")
+        for method, rank in arms:
+            if (accuracy := self._clean_accuracy(method, rank)) < head:
+                name = f"LoRA r = {rank}" if rank else method
+                return f"clean accuracy of {name} is {accuracy:.3f}, the head's {head:.3f}"
+        return ""
+
+    def _clean_accuracy(self, method: str, rank: int | None = None) -> float:
+        """On test data without an attack, at the best learning rate."""
+        return float(next(iter(self.arm(method, rank, "accuracy_without").values())).mean())
+
+    def _diverged(self, method: str, rank: int | None) -> int:
+        return sum(int(series.sum()) for series in self.arm(method, rank, "diverged").values())
+
+    @staticmethod
+    def _of(rows: pd.DataFrame, method: str, rank: int | None) -> pd.DataFrame:
+        return rows[(rows.method == method) & (rows["rank"].isna() if rank is None else rows["rank"] == rank)]
+
+
+def summary_of(rows: Sequence[Row]) -> pd.DataFrame:
+    """The rows as a table: value at the best rates, range over admissible ones, interval that holds all, outcome."""
+    return pd.DataFrame([
+        {
+            "finding": row.finding, "optimizer": row.optimizer, "attack": row.attack, "poison_rate": row.poison_rate,
+            "effect": row.effect.name, "value": row.effect.value, "lowest": row.effect.lowest,
+            "highest": row.effect.highest, "low": row.effect.low, "high": row.effect.high,
+            "combinations": len(row.effect.members), "seeds": row.effect.n, "margin": row.margin,
+            "primary": row.primary, "diverged": row.diverged, "failed": row.failed, "outcome": row.outcome,
+        }
+        for row in rows
+    ])  # fmt: skip
