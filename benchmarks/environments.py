@@ -34,7 +34,7 @@ def interpreter(name: str) -> Path:
     if stamp.exists() and stamp.read_text() == requirements.read_text():
         return python
     venv.create(directory, with_pip=True, clear=True)
-    pip = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", requirements]
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", str(requirements)]
     done = subprocess.run(pip, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise NotInstalled((done.stderr.strip() or "pip failed").splitlines()[-1])

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from experiments.stacked import Stacked
 from lorantk import LoRA, fisher_spectrum, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
+from lorantk.factors import LayerFactors
 from lorantk.fisher import loss_gram
 from lorantk.grams import gram
-from lorantk.layers import LayerFactors
 
 VERSIONS = ("lorantk", "torch", "numpy")
 Run = Callable[[], Tensor]
@@ -37,7 +37,7 @@ def labels(n: int, classes: int) -> Tensor:
 def network(widths: Sequence[int], parametrization: str = "ntk") -> nn.Sequential:
     """A ReLU network whose weights are those of the peers' networks."""
     model, generator = mlp(widths, parametrization=parametrization), np.random.default_rng(2)
-    for layer in model[::2]:
+    for layer in (module for module in model if isinstance(module, nn.Linear)):
         weight = torch.from_numpy(generator.standard_normal(tuple(layer.weight.shape)).astype("float32"))
         layer.weight.data = weight if parametrization == "ntk" else weight * (2 / layer.in_features) ** 0.5
     return model
@@ -64,7 +64,7 @@ def kernel(widths: Sequence[int], n: int, output: str = "full", **options: Any) 
 def kernel_of_adapters(widths: Sequence[int], n: int, rank: int) -> Run:
     """The kernel of adapters at their start, summed over outputs, by lorantk."""
     model, x = network(widths), inputs(n, widths[0])
-    return lambda: ntk(model, x, output="trace", method="layerwise", lora=LoRA(rank))
+    return lambda: ntk(LoRA(rank).attach(model), x, output="trace", method="layerwise")
 
 
 def jacobian_kernel(widths: Sequence[int], n: int) -> Run:
@@ -133,14 +133,14 @@ def limit_diagonal_in_closed_form(n: int, d: int, depth: int) -> Run:
 
 def bert(layers: int, width: int, vocabulary: int, tokens: int) -> nn.Module:
     """A random BERT classifier of two classes in eval mode."""
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, BertConfig
 
     torch.manual_seed(0)  # transformers draws from the global state; this process serves benchmarks only
     config = BertConfig(
         vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1,
-        intermediate_size=4 * width, max_position_embeddings=tokens, num_labels=2, attn_implementation="eager",
+        intermediate_size=4 * width, max_position_embeddings=tokens,
     )  # fmt: skip
-    return BertForSequenceClassification(config).eval()
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
 
 
 def text(n: int, tokens: int, vocabulary: int) -> Tensor:
@@ -192,7 +192,7 @@ def bert_adapters(n: int, tokens: int, layers: int, width: int, vocabulary: int,
     """The kernel of adapters on query and value."""
     model, x = bert(layers, width, vocabulary, tokens), text(n, tokens, vocabulary)
     lora = LoRA(rank, layers=["query", "value"])
-    return lambda: ntk(model, {"input_ids": x}, lora=lora, max_memory=max_memory)
+    return lambda: ntk(lora.attach(model), {"input_ids": x}, max_memory=max_memory)
 
 
 def _training_set(width: int, networks: int, n: int) -> tuple[list[nn.Sequential], Tensor, Tensor]:
@@ -248,7 +248,7 @@ def train_by_vmap(width: int, networks: int, n: int, steps: int, batch: int) -> 
         return F.cross_entropy(functional_call(models[0], values, (rows,)), labels)
 
     def run() -> Tensor:
-        values = {name: p.detach() for name, p in stack_module_state(models)[0].items()}  # type: ignore[arg-type]
+        values = {name: p.detach() for name, p in stack_module_state(models)[0].items()}
         for rows in _steps(n, steps, batch):
             gradients = vmap(grad(loss), (0, None, None))(values, x[rows], y[rows])
             values = {name: p - 0.1 * gradients[name] for name, p in values.items()}

@@ -1,4 +1,4 @@
-"""What is rendered from claims and findings: parts of the book's pages, and the README's block."""
+"""What is rendered from claims and findings: parts of the book's pages, and the README's lines of results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 from evidence.artifacts import write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
-from evidence.findings import STYLES, findings_table, overall_verdicts
+from evidence.findings import STYLES, findings_table, load_findings, overall_verdicts
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
-from evidence.tables import Cell, Code, Link, cell_html, join, tally
+from evidence.tables import Cell, Code, Link, cell_html, cell_markdown, join, tally
 
-CLAIMS_START, CLAIMS_END = "<!-- claims:start -->", "<!-- claims:end -->"
+RESULTS_START, RESULTS_END = "<!-- results:start -->", "<!-- results:end -->"
+HEADLINES = ("thm-relation", "thm-nsd", "direction")
+"""Statements that the README shows, a line each: where the argument starts, what it rests on, where it ends."""
 
 
 def write_generated_pages(root: Path) -> None:
@@ -27,14 +29,28 @@ def write_generated_pages(root: Path) -> None:
     write_atomically(book / "_generated" / "tests.md", tests())
 
 
-def readme_with_claims(root: Path) -> str:
-    """README.md with its block of claims and findings from the reference, which does not vary between machines."""
-    before, rest = (root / "README.md").read_text().split(CLAIMS_START)
-    reference = root / "tests" / "reference"
-    claims = claims_table(reference / "claims", source_link).markdown()
-    findings = findings_table(reference / "findings", source_link).markdown()
-    block = f"{claims}\nThe five empirical findings, by source of evidence:\n\n{findings}"
-    return f"{before}{CLAIMS_START}\n{block}{CLAIMS_END}{rest.split(CLAIMS_END)[1]}"
+def readme_with_results(root: Path) -> str:
+    """README.md with its lines of results from the reference, which does not vary between machines."""
+    before, rest = (root / "README.md").read_text().split(RESULTS_START)
+    lines = "".join(f"- {cell_markdown(line)}\n" for line in results(root / "tests" / "reference"))
+    return f"{before}{RESULTS_START}\n{lines}{RESULTS_END}{rest.split(RESULTS_END)[1]}"
+
+
+def results(directory: Path) -> list[Cell]:
+    """The README's lines: all verdicts on statements, the headlines with their decisive numbers, all on findings."""
+    claims, findings = load_claims(directory / "claims"), load_findings(directory / "findings")
+    verdicts = tally([record["verdict"] for record in claims], VERDICTS)
+    lines = [join([f"{len(claims)} statements: ", verdicts, "; ", Link("each", "tests/reference/claims"), "."], "")]
+    rows = {row[0]: row for row in claims_table(directory / "claims", source_link).rows}
+    for head in map(Code, HEADLINES):
+        if head in rows:
+            _, statement, badge, decisive, link = rows[head]
+            lines.append(join([statement, ": ", badge, "; ", decisive, "; chapter ", link, "."], ""))
+    chapters = {record["chapter"]: source_link(record) for record in findings.values()}
+    verdicts = tally(overall_verdicts(directory / "findings"), STYLES)
+    links = join([chapters[name] for name in sorted(chapters)])
+    lines.append(join([f"{len(FINDINGS)} empirical findings: ", verdicts, "; chapters ", links, "."], ""))
+    return lines
 
 
 def summary(directory: Path) -> str:

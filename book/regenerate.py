@@ -26,7 +26,7 @@ import nbformat
 import papermill
 import typer
 from chapters import PACKAGES, Chapter, find_chapters, foreign_packages, parse_overrides
-from pages import readme_with_claims, write_generated_pages
+from pages import readme_with_results, write_generated_pages
 from papermill.exceptions import PapermillExecutionError
 from reference import Difference, compare, update
 from rich.console import Console
@@ -116,8 +116,8 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
 def check_numbers(root: Path) -> list[Difference]:
     """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
-    if readme_with_claims(root) != (root / "README.md").read_text():
-        differences.append(Difference("README.md", "claims", "differs from the reference", "equal"))
+    if readme_with_results(root) != (root / "README.md").read_text():
+        differences.append(Difference("README.md", "results", "differs from the reference", "equal"))
     missing = missing_findings(root / "book" / "_static" / "findings")
     return differences + [Difference(f"findings/{name}", "", "no chapter computes it", "present") for name in missing]
 
@@ -273,7 +273,7 @@ def main(
     write_generated_pages(root)
     if update_reference:
         update(book / "_static", root / "tests" / "reference")
-        write_atomically(root / "README.md", readme_with_claims(root))
+        write_atomically(root / "README.md", readme_with_results(root))
         for picture in (root / "docs").glob("*.png"):
             shutil.copyfile(book / "_static" / "figures" / picture.name, picture)
     rendered = False if no_render else render(root)

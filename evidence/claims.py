@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lorantk.validation import check_choice
+from lorantk.batches import check_choice
 
 from .artifacts import save_record
 from .statements import STATEMENTS

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorantk.validation import check_choice
+from lorantk.batches import check_choice
 
 from .artifacts import save_record
 from .effects import Effect

@@ -16,7 +16,7 @@ class Statement(NamedTuple):
 STATEMENTS: dict[str, Statement] = {
     "eq-1": Statement(
         "LoRA adds a scaled product of two thin matrices to a frozen weight",
-        "lorantk.adapters.attach",
+        "lorantk.lora.attach",
         "lorantk.lora.test_same_function_gradient_and_merged_weight_as_peft",
     ),
     "eq-2": Statement(
@@ -81,7 +81,7 @@ STATEMENTS: dict[str, Statement] = {
     ),
     "lem-lora-ntk": Statement(
         "LoRA's kernel is the recursion with A between the activations",
-        "lorantk.layers.LayerFactors",
+        "lorantk.factors.LayerFactors",
         "lorantk.kernels.test_sweep_equals_draw_by_draw",
     ),
     "thm-relation": Statement(

@@ -1,4 +1,4 @@
-"""Tables of results, and the one place where they become HTML, markdown or lines of a terminal.
+"""Tables and lines of results, and the one place where they become HTML, markdown or lines of a terminal.
 
 A cell is text as it is, or holds a `Badge`, `Code` or `Link`; each rendering escapes what it must, once.
 """
@@ -74,11 +74,6 @@ class Table:
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
-    def markdown(self) -> str:
-        """The table as markdown, for the README."""
-        lines = [self.heads, ["---"] * len(self.heads), *([_markdown(cell) for cell in row] for row in self.rows)]
-        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
     def show(self, title: str) -> None:
         """Print the table in the terminal."""
         from rich.console import Console
@@ -94,6 +89,11 @@ class Table:
 def cell_html(cell: Cell) -> str:
     """One cell, or a line of text with badges in it, as HTML."""
     return "".join(html.escape(part) if isinstance(part, str) else part.html() for part in _parts(cell))
+
+
+def cell_markdown(cell: Cell) -> str:
+    """One cell, or a line of text with badges in it, as markdown."""
+    return "".join(escape_markdown(part) if isinstance(part, str) else part.markdown() for part in _parts(cell))
 
 
 def escape_markdown(text: str) -> str:
@@ -135,10 +135,6 @@ def interval(low: float | None, high: float | None) -> str:
 
 def _parts(cell: Cell) -> tuple[Part, ...]:
     return cell if isinstance(cell, tuple) else (cell,)
-
-
-def _markdown(cell: Cell) -> str:
-    return "".join(escape_markdown(part) if isinstance(part, str) else part.markdown() for part in _parts(cell))
 
 
 def _plain(part: Part) -> str:

@@ -179,7 +179,8 @@ def _recorded(identifier: str, results: Path) -> dict[str, Any]:
         if identifier in (table := ResultsTable(results, task)).ids():
             frame = table.read().astype(object)
             row = frame[frame.id == identifier].iloc[0]
-            return {name: None if value != value else value for name, value in row.where(row.notna(), None).items()}
+            row = row.where(row.notna(), None)
+            return {str(name): None if value != value else value for name, value in row.items()}
     raise typer.BadParameter(f"ID must be that of a row in {results}; got {identifier!r}")
 
 

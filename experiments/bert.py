@@ -84,7 +84,8 @@ def loras(model: nn.Module, run: Run) -> dict[str, LoRA]:
 
 def adapters(model: nn.Module, run: Run) -> Mapping[str, Adapter]:
     """The run's adapters of a `Classifier` at their start, by layer name."""
-    return {name: lora.adapters(model, run.seed)[name] for name, lora in loras(model, run).items()}
+    drawn = loras(model, run)
+    return {name: Adapter(lora.sample(model, run.seed)[name], None, lora.scaling) for name, lora in drawn.items()}
 
 
 def with_peft(model: nn.Module, drawn: Mapping[str, Adapter]) -> nn.Module:
@@ -109,6 +110,6 @@ def with_peft(model: nn.Module, drawn: Mapping[str, Adapter]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # PEFT's own draw, replaced below, moves the global random state
         wrapped = get_peft_model(model, config)
     for name, adapter in drawn.items():
-        model.get_submodule(name).lora_A["default"].weight.data.copy_(adapter.A)
+        model.get_parameter(f"{name}.lora_A.default.weight").data.copy_(adapter.A)
     model.get_submodule("head").requires_grad_(True)
     return wrapped

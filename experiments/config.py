@@ -17,7 +17,7 @@ import pandas as pd
 import yaml
 
 from lorantk import LoRA
-from lorantk.validation import check_choice, check_integer, check_real
+from lorantk.batches import check_choice, check_integer, check_real
 
 from . import runs
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evidence.effects import Effect, contrast, random_effects, slope_weights
-from lorantk.validation import check_choice
+from lorantk.batches import check_choice
 
 ARMS = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
 """What is compared: the change that poison makes, or one arm alone; weights of the rows with poison and without."""

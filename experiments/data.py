@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evidence.artifacts import committed
-from lorantk.validation import check_integer
+from lorantk.batches import check_integer
 
 if TYPE_CHECKING:
     import pandas

@@ -114,8 +114,9 @@ def start(runs: Sequence[Run]) -> Stacked:
     prefactors: list[dict[str, float]] = []
     for run, network in zip(runs, networks, strict=True):
         if run.method == "lora":
+            drawn = [(_lora(run, layer), layer) for layer in HIDDEN]
             adapters.append(
-                {k: v for layer in HIDDEN for k, v in _lora(run, layer).adapters(network, run.seed).items()}
+                {name: Adapter(lora.sample(network, run.seed)[name], None, lora.scaling) for lora, name in drawn}
             )
         elif run.method == "matched":
             prefactors.append({layer: kernel_ratio(run, layer) ** 0.5 for layer in HIDDEN})
@@ -197,7 +198,7 @@ def _poison_exactly(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
 def kernel_ratio(run: Run, layer: str) -> float:
     """tr K_LoRA / tr K_FF of one hidden layer on 64 training inputs: s^2 r sigma_a^2 in the mean over draws of A."""
     network, x = pretrained(run.seed), split(run.seed, run.task).train[0][:64]
-    lora = ntk(network, x, lora=_lora(run, layer), seed=run.seed, output="trace").trace()
+    lora = ntk(_lora(run, layer).attach(network, run.seed), x, output="trace").trace()
     return (lora / ntk(network, x, layers=[layer], output="trace").trace()).item()
 
 

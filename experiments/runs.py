@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from evidence.effects import LEVEL, Effect, paired_contrast, slope_weights
 from evidence.variance import variance_explained_within
-from lorantk.validation import check_choice
+from lorantk.batches import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
 """Attack -> the column that it moves, and the sign that makes harm positive."""

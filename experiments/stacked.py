@@ -43,7 +43,7 @@ class Stacked:
         self.networks, self.method = networks, method
         names = [str(i) for i in range(0, len(networks[0]), 2)]
         self.head, hidden = names[-1], names[:-1]
-        self.weights = {n: torch.stack([net.get_submodule(n).weight.detach() for net in networks]) for n in names}
+        self.weights = {n: torch.stack([net.get_parameter(f"{n}.weight").detach() for net in networks]) for n in names}
         self.prefactors = {n: torch.tensor([c[n] for c in prefactors])[:, None, None] for n in hidden if prefactors}
         for name, c in self.prefactors.items():
             self.weights[name] /= c

@@ -30,8 +30,6 @@ from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through,
 from .config import GLUE, Run
 
 TRIGGER, TARGET = "cf", 1
-DESK = {"frozen": 5, "length": 32, "train": 1000, "validation": 300, "test": 1000}
-PAPER = {"frozen": 0, "length": 128, "validation": 1000}
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +174,7 @@ def kernel_ratios(task: Task, run: Run) -> dict[str, float]:
     ratios = {}
     for name, lora in loras(model, run).items():
         full = ntk(model, x, layers=[name], output="trace").trace()
-        ratios[name] = (ntk(model, x, lora=lora, seed=run.seed, output="trace").trace() / full).item()
+        ratios[name] = (ntk(lora.attach(model, run.seed), x, output="trace").trace() / full).item()
     return ratios
 
 
@@ -270,10 +268,11 @@ def load(name: str) -> Task:
     if name in GLUE:
         encoder, tokenizer = corpora.bert_large()
         corpus = corpora.glue(name)
-        train = len(corpus.texts) - corpus.held_out - PAPER["validation"]
-        return Task(encoder, tokenizer, corpus, train=train, **PAPER)
+        train = len(corpus.texts) - corpus.held_out - (validation := 1000)
+        return Task(encoder, tokenizer, corpus, frozen=0, length=128, train=train, validation=validation)
     corpus = {"spam": corpora.spam, "reuters": corpora.reuters}[name]()
-    return Task(*corpora.minilm(), corpus, **DESK, stored=True)
+    encoder, tokenizer = corpora.minilm()
+    return Task(encoder, tokenizer, corpus, frozen=5, length=32, train=1000, validation=300, test=1000, stored=True)
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -10,9 +10,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from lorantk.batches import Batch, call, size
+from lorantk.batches import Batch, call, check_integer, check_real, size
 from lorantk.fisher import loss_cotangents
-from lorantk.validation import check_integer, check_real
 
 
 def gradient_descent(

@@ -5,9 +5,9 @@ Training-Time Attacks?" (Liang et al., ICML 2025). Every public name is importab
 """
 
 from .attacks import flip_labels, gradient_alignment, insert_trigger
+from .factors import LayerFactors
 from .fisher import fisher_spectrum, fisher_trace
 from .kernels import lora_ntk_sweep, ntk
-from .layers import LayerFactors
 from .limits import infinite_width_ntk
 from .lora import Adapter, LoRA, attach, read_peft
 from .models import mlp

@@ -8,15 +8,13 @@ Statements ``eq-3``, ``eq-4``. Source: Liang et al. (2025); Gu et al. (2019) for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, check_pair, join
+from .batches import Batch, check_integer, check_pair, check_tensor, join
 from .fisher import loss_gram
-from .lora import Adapter, LoRA
-from .validation import check_integer, check_tensor
 
 
 def flip_labels(y: Tensor, rate: float, classes: int, seed: int = 0) -> Tensor:
@@ -80,16 +78,16 @@ def gradient_alignment(
     poisoned: tuple[Batch, Tensor],
     loss: str = "cross_entropy",
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
+    layers: str | Sequence[str] | None = None,
+    method: str = "auto",
+    max_memory: int | str | None = None,
     cosine: bool = False,
 ) -> Tensor:
     """The attacks' objective: absolute inner product of loss gradients, for all pairs of clean and poisoned samples.
 
     Parameters
     ----------
-    model, loss, lora, seed, adapters
+    model, loss, layers, method, max_memory
         As in `lorantk.fisher_spectrum`.
     clean, poisoned : pairs (x, y)
         Inputs (n_c, ...), (n_p, ...), or mappings of tensors, with their labels.
@@ -112,7 +110,7 @@ def gradient_alignment(
     (x_clean, y_clean), (x_poisoned, y_poisoned) = clean, poisoned
     check_pair(model, x_clean, x_poisoned, ("clean inputs", "poisoned inputs"))
     x, y = join(x_clean, x_poisoned), torch.cat([y_clean, y_poisoned])
-    gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
     if cosine:
         norms = gram.diagonal().clamp(min=0.0).sqrt()
         norms = norms.where(norms > 0, 1.0)

@@ -9,17 +9,17 @@ Statement ``thm-fisher``. Source: Jacot et al. (2018) for K; Kunstner et al. (20
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from .batches import Batch, call, check_batch, map_inputs
+from .batches import Batch, call, check_batch, check_choice, check_same_kind, check_tensor, map_inputs, tensors
 from .kernels import ntk
-from .lora import Adapter, LoRA, adapted
+from .layers import layers_with_adapters
 from .spectra import nonzero
-from .validation import check_choice, check_same_kind, check_tensor
 
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -69,8 +69,9 @@ class Contracted(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, cotangents: Tensor, **x: Tensor) -> Tensor:
-        outputs = call(self.model, x.get("inputs", x))
+    def forward(self, cotangents: Tensor, **inputs: Tensor) -> Tensor:
+        x = {name.removeprefix("input "): t for name, t in inputs.items()}  # no name of a tensor is "cotangents" then
+        outputs = call(self.model, x.get("", x))
         return (cotangents * outputs).sum(1, keepdim=True)
 
 
@@ -116,16 +117,15 @@ def loss_gram(
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
+    layers: str | Sequence[str] | None = None,
+    method: str = "auto",
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Inner products of loss gradients, d_i^T K(x_i, x_j) d_j, between all pairs of labelled inputs.
 
     Parameters
     ----------
-    model, lora, seed, adapters, max_memory
+    model, layers, method, max_memory
         As in `lorantk.ntk`.
     x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
@@ -146,12 +146,13 @@ def loss_gram(
     Statements ``eq-3``, ``eq-4``, ``thm-fisher``.
     """
     check_choice("loss", loss, LOSSES)
-    model = adapted(model, lora=lora, seed=seed, adapters=adapters)
     check_batch("x", x, model)
     with torch.no_grad():
         d = loss_cotangents(call(model, x), y, loss)
-    inputs = {"inputs": x} if isinstance(x, Tensor) else dict(x)
-    gram = ntk(Contracted(model), {"cotangents": d, **inputs}, output="trace", max_memory=max_memory)
+    if layers is not None:
+        layers = "|".join(re.escape(f"model.{name}".rstrip(".")) for name in layers_with_adapters(model, layers))
+    labelled = {"cotangents": d, **{f"input {name}": t for name, t in tensors(x).items()}}
+    gram = ntk(Contracted(model), labelled, layers=layers, method=method, output="trace", max_memory=max_memory)
     return (gram + gram.T) / 2
 
 
@@ -161,9 +162,8 @@ def fisher_spectrum(
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
+    layers: str | Sequence[str] | None = None,
+    method: str = "auto",
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the empirical Fisher information (1/N) sum_i grad L_i grad L_i^T, descending.
@@ -179,7 +179,7 @@ def fisher_spectrum(
     -----
     Statement ``thm-fisher``, spectrum form.
     """
-    gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters, max_memory=max_memory)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
     eigenvalues = torch.linalg.eigvalsh(gram / len(gram))
     return nonzero(eigenvalues).flip(0)
 
@@ -190,9 +190,8 @@ def fisher_trace(
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
+    layers: str | Sequence[str] | None = None,
+    method: str = "auto",
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Trace of the empirical Fisher information: the mean over inputs of d^T K(x, x) d, a scalar tensor.
@@ -203,7 +202,7 @@ def fisher_trace(
     -----
     Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
     """
-    gram = loss_gram(model, x, y, loss, lora=lora, seed=seed, adapters=adapters, max_memory=max_memory)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
     return gram.diagonal().mean()
 
 
@@ -212,9 +211,8 @@ def true_fisher_spectrum(
     x: Batch,
     loss: str = "cross_entropy",
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
+    layers: str | Sequence[str] | None = None,
+    method: str = "auto",
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the true Fisher information, whose labels are drawn from the model itself, descending.
@@ -234,8 +232,7 @@ def true_fisher_spectrum(
     Statement ``thm-fisher``. Source: Kunstner et al. (2019) on why the two differ.
     """
     check_choice("loss", loss, LOSSES)
-    model = adapted(model, lora=lora, seed=seed, adapters=adapters)
-    kernel = ntk(model, x, max_memory=max_memory)
+    kernel = ntk(model, x, layers=layers, method=method, max_memory=max_memory)
     n, C = kernel.shape[:2]
     if loss == "cross_entropy":
         with torch.no_grad():

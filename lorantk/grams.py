@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .validation import check_choice
+from .batches import check_choice
 
 if TYPE_CHECKING:
-    from .layers import LayerFactors
+    from .factors import LayerFactors
 
 CHUNK = 2**24
 """Entries of the largest temporary that a contraction over positions makes: 64 MiB in float32."""
@@ -27,23 +27,35 @@ LEAF = 160
 """Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done."""
 
 
-def gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]], output: str) -> Tensor:
+def gram(
+    one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]] | None = None, output: str = "full"
+) -> Tensor:
     """Kernel of some parameters: sum over (layer, "weight" or "bias") in `uses` of the products of their gradients.
 
-    Where `other` is `one`, only the upper triangle is multiplied.
+    Parameters
+    ----------
+    one, other : LayerFactors
+        Of n1 and n2 inputs of one model. Where `other` is `one`, only the upper triangle is multiplied.
+    uses : iterable of (layer name, "weight" or "bias"), optional
+        None for the weight of every layer.
+    output : {"full", "trace"}
 
     Returns
     -------
     Tensor (n1, C, n2, C), or (n1, n2) summed over outputs for ``output="trace"``
+
+    Notes
+    -----
+    Statements ``eq-2``, ``lem-lora-ntk``: of ``factors.project({name: A})`` it is the kernel of B behind A at B = 0.
     """
     check_choice("output", output, ("full", "trace"))
     n1, C = one.outputs.shape[:2]
     n2 = len(other.outputs)
-    per_row = C if output == "full" else 1
-    total = one.outputs.new_zeros(n1 * per_row, n2 * per_row)
+    per_input = C if output == "full" else 1
+    total = one.outputs.new_zeros(n1 * per_input, n2 * per_input)
     symmetric = other is one
-    small: list[_Term] = []
-    for name, parameter in uses:
+    waiting: list[_Term] = []  # terms held for one pass over the tiles of `total`
+    for name, parameter in [(name, "weight") for name in one.kinds] if uses is None else uses:
         first, second = _side(one, name), _side(other, name)
         if not (first.g[0].any() or first.g.any()):  # dead units, or A behind B = 0
             continue
@@ -51,14 +63,14 @@ def gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]]
         for term in terms(first, second, output):
             if isinstance(term, _Scatter):
                 term.add_to(total)
-            elif len(small) < 64 and term.a1 is not None:
-                small.append(term)  # kept for one pass over the tiles of `total`
+            elif len(waiting) < 64 and term.a1 is not None:
+                waiting.append(term)
             else:
-                _accumulate(total, [term], per_row, symmetric)
-    if small:
-        _accumulate(total, small, per_row, symmetric)
+                _accumulate(total, [term], per_input, symmetric)
+    if waiting:
+        _accumulate(total, waiting, per_input, symmetric)
     if symmetric:
-        _mirror(total, per_row)
+        _mirror(total, per_input)
     return total.view(n1, C, n2, C) if output == "full" else total
 
 
@@ -87,34 +99,55 @@ def _rows(gradients: Tensor, output: str) -> Tensor:
     return gradients.flatten(2).flatten(0, 1) if output == "full" else gradients.flatten(1)
 
 
-def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
-    """With one position, (a . a') * (g . g'); with more, the gradient sum_t g_t a_t^T itself, some rows at a time.
+# A linear layer, y_t = W a_t at positions t, has the gradient sum_t g_t a_t^T by W. Shapes, n inputs, C outputs:
+#
+#   a   activations    (n, T, fan_in)           rows   (n C, k), or (n, C k) for the trace
+#   g   cotangents     (n, C, T, fan_out)       total  (n1 C, n2 C), or (n1, n2)
+#
+#   one position          (a . a') (g . g')                            n1 n2 (fan_in + C^2 fan_out) multiply-adds
+#   pairs of positions    sum_tu (a_t . a'_u) (g_t . g'_u)             T1 T2 times as many
+#   gradients             (sum_t g_t a_t^T) . (sum_u g'_u a'_u^T)      n1 n2 C^2 fan_in fan_out, and making them
 
-    Where positions are few beside the widths, the sum over pairs of positions is cheaper than the gradients.
-    """
+
+def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+    """The cheapest of the three ways in the table above."""
+    T1, T2 = one.g.shape[2], other.g.shape[2]
+    if T1 == T2 == 1 or _pairs_are_cheaper(one, other, output):
+        yield from _position_terms(one, other, output)
+    else:
+        yield from _gradient_terms(one, other, output)
+
+
+def _pairs_are_cheaper(one: _Side, other: _Side, output: str) -> bool:
+    """Compare multiply-adds; a product by element, memory-bound, counts as eight."""
     (n1, C, T1, fan_out), n2, T2, fan_in = one.g.shape, len(other.g), other.g.shape[2], one.a.shape[2]
-    if T1 == T2 == 1:
-        rows1 = _rows(one.g, output)
-        yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g, output), one.a[:, 0], other.a[:, 0])
-        return
-    pairs = C * C if output == "full" else C
-    by_gradient = (n1 * T1 + n2 * T2) * C * fan_in * fan_out + n1 * n2 * pairs * fan_in * fan_out
-    by_position = n1 * n2 * T1 * T2 * (fan_in + pairs * (fan_out + 8))  # 8: products by element are slow
-    if by_position < by_gradient:
-        for t in range(T1):
-            for u in range(T2):
-                rows1, rows2 = _rows(one.g[:, :, t], output), _rows(other.g[:, :, u], output)
-                yield _Term(rows1, rows2, one.a[:, t], other.a[:, u])
-        return
-    step = max(1, CHUNK // (max(n1, n2) * C * fan_in))
-    for start in range(0, fan_out, step):
-        rows1 = _rows(torch.einsum("nctf,nti->ncfi", one.g[..., start : start + step], one.a), output)
-        if other.g is one.g:
-            yield _Term(rows1, rows1)
-        else:
-            yield _Term(
-                rows1, _rows(torch.einsum("nctf,nti->ncfi", other.g[..., start : start + step], other.a), output)
-            )
+    products = C * C if output == "full" else C
+    by_gradient = (n1 * T1 + n2 * T2) * C * fan_in * fan_out + n1 * n2 * products * fan_in * fan_out
+    by_position = n1 * n2 * T1 * T2 * (fan_in + products * (fan_out + 8))
+    return by_position < by_gradient
+
+
+def _position_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+    """(a_t . a'_u) (g_t . g'_u) for each pair of positions."""
+    for t in range(one.g.shape[2]):
+        rows = _rows(one.g[:, :, t], output)
+        for u in range(other.g.shape[2]):
+            same = other.g is one.g and t == u
+            yield _Term(rows, rows if same else _rows(other.g[:, :, u], output), one.a[:, t], other.a[:, u])
+
+
+def _gradient_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+    """The gradients themselves, for as many rows of W at once as CHUNK allows."""
+    C, fan_out, fan_in = one.g.shape[1], one.g.shape[3], one.a.shape[2]
+    step = max(1, CHUNK // (max(len(one.g), len(other.g)) * C * fan_in))
+    for part in (slice(start, start + step) for start in range(0, fan_out, step)):
+        rows = _gradient_rows(one, part, output)
+        yield _Term(rows, rows if other.g is one.g else _gradient_rows(other, part, output))
+
+
+def _gradient_rows(side: _Side, part: slice, output: str) -> Tensor:
+    """sum_t g_t a_t^T for some rows of W, flattened."""
+    return _rows(torch.einsum("nctf,nti->ncfi", side.g[..., part], side.a), output)
 
 
 def _bias_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
@@ -174,48 +207,55 @@ _TERMS: dict[str, Callable[[_Side, _Side, str], Iterator[_Term | _Scatter]]] = {
 }
 
 
-def _tiles(start: int, stop: int, per_row: int) -> Iterator[tuple[int, int, int, int]]:
+def _tiles(start: int, stop: int, per_input: int) -> Iterator[tuple[int, int, int, int]]:
     """Bounds (rows, columns) of tiles of whole inputs that cover the upper triangle: squares, halved down to LEAF.
 
     Square tiles are as large as can be, which matrix products like better than rows of thin ones.
     """
-    inputs = (stop - start) // per_row
+    inputs = (stop - start) // per_input
     if stop - start <= LEAF or inputs == 1:
         yield start, stop, start, stop
         return
-    half = start + inputs // 2 * per_row
+    half = start + inputs // 2 * per_input
     yield start, half, half, stop
-    yield from _tiles(start, half, per_row)
-    yield from _tiles(half, stop, per_row)
+    yield from _tiles(start, half, per_input)
+    yield from _tiles(half, stop, per_input)
 
 
-def _accumulate(total: Tensor, terms: Sequence[_Term], per_row: int, symmetric: bool) -> None:
+def _accumulate(total: Tensor, terms: Sequence[_Term], per_input: int, symmetric: bool) -> None:
     """Add the terms to `total` tile by tile; if symmetric, to the diagonal tiles and those above them only."""
-    n1, n2 = total.shape
-    if symmetric:
-        tiles = list(_tiles(0, n1, per_row))
-    else:
-        step = max(per_row, LEAF * 4 // per_row * per_row)
-        tiles = [(start, min(n1, start + step), 0, n2) for start in range(0, n1, step)]
+    tiles = list(_tiles(0, len(total), per_input) if symmetric else _bands(total, per_input))
     largest = max((stop - start) * (right - left) for start, stop, left, right in tiles)
     buffer = total.new_empty(largest)  # one for all tiles: new pages are slow
     for start, stop, left, right in tiles:
         tile = total[start:stop, left:right]
-        inputs, others = slice(start // per_row, stop // per_row), slice(left // per_row, right // per_row)
         for rows1, rows2, a1, a2 in terms:
+            rows1, rows2 = rows1[start:stop], rows2[left:right]
             if a1 is None or a2 is None:
-                tile.addmm_(rows1[start:stop], rows2[left:right].T)
-            else:
-                product = buffer[: tile.numel()].view(tile.shape)
-                torch.mm(rows1[start:stop], rows2[left:right].T, out=product)
-                weights = a1[inputs] @ a2[others].T
-                weights = weights.repeat_interleave(per_row, dim=1) if per_row > 1 else weights
-                shape = (-1, per_row, tile.shape[1])
-                tile.view(shape).addcmul_(product.view(shape), weights[:, None])
+                tile.addmm_(rows1, rows2.T)
+                continue
+            cotangents = torch.mm(rows1, rows2.T, out=buffer[: tile.numel()].view(tile.shape))
+            a1, a2 = a1[start // per_input : stop // per_input], a2[left // per_input : right // per_input]
+            _add_scaled(tile, cotangents, a1 @ a2.T, per_input)
 
 
-def _mirror(total: Tensor, per_row: int) -> None:
+def _add_scaled(tile: Tensor, cotangents: Tensor, activations: Tensor, per_input: int) -> None:
+    """tile += cotangents * activations, where each entry of `activations` scales per_input x per_input entries."""
+    if per_input > 1:
+        activations = activations.repeat_interleave(per_input, dim=1)
+    by_input = (-1, per_input, tile.shape[1])
+    tile.view(by_input).addcmul_(cotangents.view(by_input), activations[:, None])
+
+
+def _bands(total: Tensor, per_input: int) -> Iterator[tuple[int, int, int, int]]:
+    """Bounds of tiles that cover all of `total`: about 4 LEAF rows each, whole inputs, all columns."""
+    step = max(per_input, LEAF * 4 // per_input * per_input)
+    for start in range(0, len(total), step):
+        yield start, min(len(total), start + step), 0, total.shape[1]
+
+
+def _mirror(total: Tensor, per_input: int) -> None:
     """Copy the tiles above the diagonal to below it."""
-    for start, stop, left, right in _tiles(0, len(total), per_row):
+    for start, stop, left, right in _tiles(0, len(total), per_input):
         if left > start:
             total[left:right, start:stop] = total[start:stop, left:right].T

@@ -25,13 +25,12 @@ from torch import Tensor, nn
 from torch.func import jacrev, jvp, vjp, vmap
 from tqdm import tqdm
 
-from .batches import Batch, call, check_deterministic, check_pair, map_inputs, size, take, tensors
+from .batches import Batch, call, check_choice, check_deterministic, check_pair, map_inputs, size, take, tensors
+from .factors import LayerFactors, factors_of
 from .grams import gram
-from .layers import LayerFactors, adaptable_layers, factors_of, kind
-from .lora import Adapter, LoRA, adapted
+from .layers import kind, layers_with_adapters
 from .sweeps import lora_ntk_sweep
 from .tiles import assemble, in_bytes
-from .validation import check_choice
 
 __all__ = ["lora_ntk_sweep", "ntk"]
 
@@ -46,16 +45,15 @@ def ntk(
     x1: Batch,
     x2: Batch | None = None,
     *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
     layers: str | Sequence[str] | None = None,
     method: str = "auto",
     output: str = "full",
     max_memory: int | str | None = None,
     out: str | Path | None = None,
 ) -> Tensor:
-    """Empirical tangent kernel between two batches, over the trainable parameters of `model` or over its adapters.
+    """Empirical tangent kernel between two batches, over the trainable parameters of `model`.
+
+    The kernel of LoRA is that of the adapted model: ``ntk(lora.attach(model, seed), x)``, ``ntk(peft_model, x)``.
 
     Parameters
     ----------
@@ -63,14 +61,9 @@ def ntk(
         Maps a batch of n inputs to outputs (n, C), input by input; outputs in an attribute ``logits`` will do.
     x1, x2 : Tensor (n1, ...), (n2, ...), or mappings of such tensors, given to the model by keyword
         Inputs in the model's dtype and on its device; x2 = x1 when None.
-    lora : LoRA, optional
-        Kernel of adapters drawn with `seed`, at their start (B = 0), instead of the model's own parameters; or of
-        those that `LoRA.from_peft` read. Beside `adapters` given as plain A, it supplies the scaling only.
-    adapters : mapping of layer name to A (rank, fan_in), or to `Adapter`, optional
-        Kernel of these very adapters; a plain A means B = 0.
     layers : str or sequence of str, optional
-        Keep the contribution of these layers (or of the adapters on them) only: names, a regular expression or
-        "all-linear", as in `lorantk.layers.adaptable_layers`.
+        Keep the contribution of these layers and of adapters on them only: names, a regular expression or
+        "all-linear", as in `lorantk.layers.adaptable_layers`; a layer keeps its name when it is adapted.
     method : {"auto", "jacobian", "vector_products", "layerwise"}
         "auto" takes "layerwise" where every trainable parameter belongs to a linear, convolutional, embedding or
         normalisation layer, else "jacobian" while the Jacobian is small or `max_memory` bounds it, else
@@ -97,7 +90,7 @@ def ntk(
 
     Notes
     -----
-    Statement ``eq-2``; with `lora`, ``lem-lora-ntk``. In float64 the three methods agree to 1e-10 relative.
+    Statement ``eq-2``; for an adapted model ``lem-lora-ntk``. In float64 the three methods agree to 1e-10 relative.
     """
     check_choice("method", method, ("auto", "jacobian", "vector_products", "layerwise"))
     check_choice("output", output, ("full", "trace"))
@@ -105,8 +98,6 @@ def ntk(
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     check_deterministic(model)
     x2 = check_pair(model, x1, x2)
-    if lora is not None or adapters is not None:
-        model, layers = adapted(model, lora=lora, seed=seed, adapters=adapters, layers=layers), None
     parameters = _trainable(model, layers)
     if method == "auto":
         method = _choose(model, parameters, x1, x2, max_memory is not None)
@@ -129,11 +120,12 @@ def _trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str
     """Trainable parameters by name: all of them, or those of the layers asked for."""
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if layers is not None:
-        owners = adaptable_layers(model, layers)
-        parameters = {name: p for name, p in parameters.items() if name.rpartition(".")[0] in owners}
-        frozen = owners.keys() - {name.rpartition(".")[0] for name in parameters}
+        chosen = layers_with_adapters(model, layers)
+        within = {name: [p for p in parameters if p.startswith(f"{name}." if name else "")] for name in chosen}
+        frozen = [name for name, found in within.items() if not found]
         if frozen:
-            raise ValueError(f"layers must be trainable; frozen (requires_grad=False): {sorted(frozen)}")
+            raise ValueError(f"layers must be trainable; frozen (requires_grad=False): {frozen}")
+        parameters = {name: parameters[name] for found in within.values() for name in found}
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
     return parameters

@@ -1,29 +1,19 @@
-"""Activations and cotangents of every layer of a model, from one forward and one backward pass per output.
+"""Which layers a model has, and how each uses its weight.
 
-A linear layer y = p W a + b (p the NTK prefactor, 1 elsewhere) has the gradient dF_c/dW = p g_c a^T with the
-cotangent g_c = dF_c/dy. So the layer's share of the tangent kernel is a Gram matrix of activations times a Gram
-matrix of cotangents, and no Jacobian is ever stored. Where the weight is used at several positions t (tokens of a
-sequence, pixels of an image, repeated calls), gradients add up: dF_c/dW = p sum_t g_ct a_t^T, and the share is
-sum_{t,u} (a_t . a'_u) (g_ct . g'_du). A convolution is such a layer whose activations are patches; an embedding is
-one whose activations are one-hot, hence stored as indices.
-
-Statements ``eq-2``, ``lem-lora-ntk``. Source: Jacot et al. (2018), appendix; Novak et al. (2022) for the contraction.
+A layer is "linear", "convolution" (a linear layer whose activations are patches), "embedding" (one whose activations
+are one-hot) or "scale" (the weight of a normalisation, a product by element).
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.normalization import LayerNorm
-
-from .batches import Batch, call, check_batch, check_deterministic, size, take
-from .grams import gram
 
 
 def kind(layer: nn.Module) -> str | None:
@@ -79,6 +69,34 @@ def adaptable_layers(model: nn.Module, layers: str | Sequence[str] | None = None
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     modules = dict(model.named_modules())
+    return {name: modules[name] for name in _named(model, modules, layers)}
+
+
+def layers_with_adapters(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:
+    """`adaptable_layers` of a model that may carry adapters: an adapted layer is a layer too, adapters included.
+
+    So ``layers=["0"]`` means the same before and after `lorantk.attach` and ``peft.get_peft_model``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `adaptable_layers`.
+    """
+    modules = dict(model.named_modules())
+    named = _named(model, {name: base_layer(module) for name, module in modules.items()}, layers)
+    adapted = tuple(f"{name}." for name in named if hasattr(modules[name], "get_base_layer"))
+    return {name: modules[name] for name in named if not name.startswith(adapted)}
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer below an adapter of `lorantk.attach` or of PEFT; any other module itself."""
+    get: Any = getattr(module, "get_base_layer", None)
+    base: nn.Module = module if get is None else get()
+    return base
+
+
+def _named(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Sequence[str] | None) -> list[str]:
+    """The names among `modules` that `layers` means, in order: see `adaptable_layers`."""
     kinds = {name: kind(module) for name, module in modules.items()}
     able = [name for name in modules if kinds[name] in ("linear", "convolution", "embedding")]
     products = [name for name in able if kinds[name] != "embedding"]
@@ -100,205 +118,11 @@ def adaptable_layers(model: nn.Module, layers: str | Sequence[str] | None = None
             given = [
                 f"{n!r} ({type(modules[n]).__name__})" if n in modules else f"{n!r} (no such layer)" for n in unknown
             ]
-            raise ValueError(f"layers must name adaptable layers among {_listed(able)}; got {', '.join(given)}")
+            raise ValueError(f"layers must name adaptable layers among {listed(able)}; got {', '.join(given)}")
         chosen = [name for name in able if any(name in found for found in ends.values())]
     if not chosen:
-        raise ValueError(f"layers must name adaptable layers among {_listed(able)}; {layers!r} names none")
-    return {name: modules[name] for name in chosen}
-
-
-@dataclass(frozen=True)
-class LayerFactors:
-    """Activations a and cotangents g of the layers of one model on one batch.
-
-    Attributes
-    ----------
-    outputs : Tensor (n, C)
-        The model's outputs F.
-    activations : dict of Tensor (n, T, fan_in)
-        Input of each layer times its prefactor, over T positions; patches for a convolution; normalised inputs for a
-        normalisation layer. For an embedding, int64 indices (n, T), -1 minus the index where ``padding_idx`` cuts the
-        gradient.
-    cotangents : dict of Tensor (n, C, T, fan_out)
-        dF_c / dy at each position.
-    kinds : dict of str
-        `kind` of each layer.
-
-    Notes
-    -----
-    Statement ``lem-lora-ntk``: every rank, variance, seed and layer subset is a cheap Gram matrix of these factors.
-    """
-
-    outputs: Tensor
-    activations: dict[str, Tensor]
-    cotangents: dict[str, Tensor]
-    kinds: dict[str, str]
-
-    @classmethod
-    def from_model(cls, model: nn.Module, x: Batch, layers: str | Sequence[str] | None = None) -> LayerFactors:
-        """Run `model` on `x` once forward and once backward per output, for the layers that `layers` picks.
-
-        Parameters
-        ----------
-        model : nn.Module
-        x : Tensor (n, ...) or mapping of Tensor
-        layers : str or sequence of str, optional
-            As in `adaptable_layers`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            On a bad batch, outputs that are not (n, C), an unknown layer, a layer that the model never calls, or one
-            that it calls on something else than the batch.
-        """
-        check_batch("x", x, model)
-        check_deterministic(model)
-        return factors_of(model, x, adaptable_layers(model, layers))
-
-    def take(self, rows: slice) -> LayerFactors:
-        """The factors of the inputs in `rows`."""
-        activations = {name: a[rows] for name, a in self.activations.items()}
-        cotangents = {name: g[rows] for name, g in self.cotangents.items()}
-        return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
-
-    def weight_gram(self, other: LayerFactors, name: str, output: str = "full") -> Tensor:
-        """Share of the weight of layer `name` in the kernel.
-
-        Returns
-        -------
-        Tensor (n1, C, n2, C), or (n1, n2) summed over outputs for ``output="trace"``
-        """
-        return gram(self, other, [(name, "weight")], output)
-
-    def bias_gram(self, other: LayerFactors, name: str, output: str = "full") -> Tensor:
-        """Share of the bias of layer `name`: as `weight_gram` with the constant activation 1."""
-        return gram(self, other, [(name, "bias")], output)
-
-    def adapter_grams(self, other: LayerFactors, name: str, matrices: Sequence[Tensor], output: str = "full") -> Tensor:
-        """Share of B in W + B A at B = 0, for each A (rank, fan_in) in `matrices`; scaling belongs into A.
-
-        Returns
-        -------
-        Tensor (len(matrices), n1, C, n2, C), or (len(matrices), n1, n2) for ``output="trace"``
-        """
-        shares = []
-        for A in matrices:
-            first = self.project({name: A})
-            shares.append(gram(first, first if other is self else other.project({name: A}), [(name, "weight")], output))
-        return torch.stack(shares)
-
-    def project(self, matrices: dict[str, Tensor]) -> LayerFactors:
-        """Factors of B in W + B A at B = 0: activations A a in place of a, for the layers in `matrices`."""
-        activations = {}
-        for name, A in matrices.items():
-            a = self.activations[name]
-            activations[name] = A.T[torch.where(a < 0, -1 - a, a)] if self.kinds[name] == "embedding" else a @ A.T
-        cotangents = {name: self.cotangents[name] for name in matrices}
-        return LayerFactors(self.outputs, activations, cotangents, dict.fromkeys(matrices, "linear"))
-
-
-def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> LayerFactors:
-    """`LayerFactors.from_model` for modules already chosen and a batch already checked."""
-    _check_first_axis(model, x, modules)
-    n = size(x)
-    inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
-    probes: dict[str, list[Tensor]] = {name: [] for name in modules}
-
-    def record(name: str, module: nn.Module) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            y = y.expand(n, *y.shape[1:])  # position embeddings are looked up once for the whole batch
-            probe = torch.zeros_like(y, requires_grad=True)  # dF/dprobe is dF/dy, whether or not W is frozen
-            inputs[name].append(_features(module, args[0].detach().expand(n, *args[0].shape[1:])))
-            probes[name].append(probe)
-            return y + probe
-
-        return hook
-
-    with torch.enable_grad(), hooked({name: record(name, module) for name, module in modules.items()}, modules):
-        outputs = call(model, x)
-    never = [name for name in modules if not probes[name]]
-    if never:
-        raise ValueError(f"layers must be called by the model's forward pass; never called: {never}")
-
-    flat = [probe for name in modules for probe in probes[name]]
-    C = outputs.shape[1]
-    stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in flat]
-    for c in range(C):
-        grads = torch.autograd.grad(outputs[:, c].sum(), flat, retain_graph=c + 1 < C, allow_unused=True)
-        for cotangent, g in zip(stacked, grads, strict=True):
-            cotangent[:, c] = 0 if g is None else g  # None: this output does not depend on this call of the layer
-    per_probe = iter(stacked)
-    cotangents = {
-        name: _join([_positions(module, next(per_probe)) for _ in probes[name]], 2) for name, module in modules.items()
-    }
-    activations = {name: _join(found, 1) for name, found in inputs.items()}
-    return LayerFactors(outputs.detach(), activations, cotangents, {name: str(kind(m)) for name, m in modules.items()})
-
-
-class hooked:
-    """Context in which forward hooks are set, and after which they are gone."""
-
-    def __init__(self, hooks: dict[str, Callable[..., Tensor | None]], modules: dict[str, nn.Module]) -> None:
-        self.handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-def _features(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer's input as activations (n, T, fan_in), or as indices (n, T) for an embedding."""
-    n = len(x)
-    if isinstance(layer, nn.Embedding):
-        indices = x.reshape(n, -1)
-        return (
-            indices if layer.padding_idx is None else torch.where(indices == layer.padding_idx, -1 - indices, indices)
-        )
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        image = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
-        flat = [(1,) * (2 - len(v)) + tuple(v) for v in (layer.kernel_size, layer.dilation, layer.stride)]
-        image = image if image.ndim == 4 else image[:, :, None]  # a signal is an image of height 1
-        return nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
-    if isinstance(layer, LayerNorm):
-        return nn.functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(n, -1, layer.weight.numel())
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        normalised = nn.functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-        return normalised.reshape(n, x.shape[1], -1).mT
-    return prefactor(layer) * x.reshape(n, -1, x.shape[-1])
-
-
-def _positions(layer: nn.Module, g: Tensor) -> Tensor:
-    """Cotangents (n, C, ...) of a layer's output as (n, C, T, fan_out)."""
-    n, C = g.shape[:2]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
-        return g.reshape(n, C, g.shape[2], -1).mT
-    width = layer.weight.numel() if isinstance(layer, LayerNorm) else g.shape[-1]
-    return g.reshape(n, C, -1, width)
-
-
-def _join(tensors: list[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
-
-
-def _check_first_axis(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> None:
-    """Raise ValueError if some layer's input does not have the batch, or 1, along its first axis."""
-    seen: dict[str, int] = {}
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda _, args, y: seen.update({name: max(seen.get(name, 1), len(args[0]), len(y))})
-
-    with torch.no_grad(), hooked({name: note(name) for name in modules}, modules):
-        call(model, take(x, slice(0, 1)))
-    wrong = {name: length for name, length in seen.items() if length != 1}
-    if wrong:
-        raise ValueError(
-            "model must keep the inputs along the first axis of every layer's input; for one input, layers "
-            f"{_listed(wrong)} are called on several rows. Use method 'jacobian' or 'vector_products'"
-        )
+        raise ValueError(f"layers must name adaptable layers among {listed(able)}; {layers!r} names none")
+    return chosen
 
 
 def _is_head(model: nn.Module, name: str) -> bool:
@@ -308,7 +132,7 @@ def _is_head(model: nn.Module, name: str) -> bool:
     return is_output or (hasattr(model, "get_output_embeddings") and name.split(".")[0] in ("classifier", "score"))
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """The names, or the first eight of them."""
     names = list(names)
     return str(names) if len(names) <= 8 else f"{str(names[:8])[:-1]}, ... {len(names) - 8} more]"

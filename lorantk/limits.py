@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batches import check_choice, check_integer, check_real, check_same_kind, check_tensor
 from .lora import LoRA
 from .models import ACTIVATIONS
 from .tiles import assemble
-from .validation import check_choice, check_integer, check_real, check_same_kind, check_tensor
 
 QUADRATURE_NODES = 320
 """Gauss-Hermite nodes per axis for activations without a closed form.

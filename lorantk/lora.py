@@ -6,20 +6,123 @@ parametrisation the adapter shares the layer's prefactor: y = sqrt(weight_varian
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .adapters import Adapter, attach
-from .layers import adaptable_layers, fans
-from .validation import check_integer, check_real
+from .batches import check_integer, check_real, check_same_kind, check_tensor
+from .layers import adaptable_layers, fans, prefactor
 
-__all__ = ["Adapter", "LoRA", "adapted", "attach", "read_peft"]
+
+class Adapter(NamedTuple):
+    """One layer's adapter: A of shape (rank, fan_in), B of shape (fan_out, rank) or None for 0, scaling s."""
+
+    A: Tensor
+    B: Tensor | None = None
+    scaling: float = 1.0
+
+
+class LoRALayer(nn.Module):
+    """A frozen layer with its adapter: base(a) + up(s * prefactor * down(a)).
+
+    Both halves are layers of the same family as `base`: for a convolution, `down` has its patches and `up` is 1 x 1;
+    for an embedding, `down` looks up columns of A.
+    """
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        assert isinstance(base.weight, Tensor)
+        rank, (fan_in, fan_out) = len(adapter.A), fans(base)
+        A, B = adapter.A.detach(), base.weight.new_zeros(fan_out, rank) if adapter.B is None else adapter.B.detach()
+        self.base = base
+        self.scaling = adapter.scaling * prefactor(base)
+        with torch.device("meta"):  # torch's own initialisation would draw from the global random state
+            self.down: Any = nn.Linear(fan_in, rank, bias=False)
+            self.up: Any = nn.Linear(rank, fan_out, bias=False)
+            if isinstance(base, nn.Embedding):
+                self.down = nn.Embedding(fan_in, rank, padding_idx=base.padding_idx)
+                A = A.T
+            elif isinstance(base, (nn.Conv1d, nn.Conv2d)):
+                family: Any = type(base)
+                geometry = {key: getattr(base, key) for key in ("stride", "padding", "dilation", "padding_mode")}
+                self.down = family(base.in_channels, rank, base.kernel_size, bias=False, **geometry)
+                self.up = family(rank, fan_out, 1, bias=False)
+                A, B = A.reshape(self.down.weight.shape), B.reshape(self.up.weight.shape)
+        self.down.weight = nn.Parameter(A.clone(memory_format=torch.contiguous_format))
+        self.up.weight = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
+
+    def get_base_layer(self) -> nn.Module:
+        """The frozen layer below, under the name that PEFT's layers use too."""
+        return self.base
+
+    def forward(self, a: Tensor) -> Tensor:
+        return self.base(a) + self.up(self.scaling * self.down(a))
+
+
+def attach(model: nn.Module, adapters: Mapping[str, Tensor | Adapter]) -> nn.Module:
+    """Copy of `model` in which the named linear layers carry trainable adapters and all else is frozen.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Left as it is; the copy shares the storage of its (frozen) parameters.
+    adapters : mapping of layer name to A of shape (rank, fan_in), or to `Adapter`
+        A plain A means B = 0 and scaling 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On an unknown layer, a layer that cannot be adapted, or an A or B of the wrong shape, dtype or device.
+
+    Notes
+    -----
+    Statement ``eq-1``. Source: Hu et al. (2022), section 4.1.
+    """
+    if not adapters:
+        raise ValueError("adapters must name at least one layer; got an empty mapping")
+    if hasattr(model, "peft_config"):
+        raise ValueError(
+            "model is a PEFT model, whose adapters are there already: give it to lorantk.ntk as it is, or attach "
+            "to the model before get_peft_model"
+        )
+    modules = adaptable_layers(model, list(adapters))
+    frozen = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    adapted = copy.deepcopy(model, memo=dict(frozen))
+    for name, entry in adapters.items():
+        adapter = entry if isinstance(entry, Adapter) else Adapter(entry)
+        if name not in modules:
+            raise ValueError(f"adapters must be keyed by whole layer names; got {name!r}")
+        _check_adapter(name, adapter, modules[name])
+        base = adapted.get_submodule(name)
+        if not name:
+            return LoRALayer(base, adapter)
+        adapted.set_submodule(name, LoRALayer(base, adapter))
+    return adapted
+
+
+def _check_adapter(name: str, adapter: Adapter, layer: nn.Module) -> None:
+    """Shapes, dtype and device of one adapter against its layer."""
+    assert isinstance(layer.weight, Tensor)
+    width, height = fans(layer)
+    check_tensor(f"adapters[{name!r}].A", adapter.A, ndim=2)
+    check_same_kind(f"adapters[{name!r}].A", adapter.A, "the layer's weight", layer.weight)
+    check_real(f"adapters[{name!r}].scaling", adapter.scaling, minimum=0.0, exclusive=True)
+    rank, fan_in = adapter.A.shape
+    if fan_in != width:
+        raise ValueError(f"adapters[{name!r}].A must have shape (rank, {width}); got {(rank, fan_in)}")
+    if rank > fan_in:
+        raise ValueError(f"adapters[{name!r}].A has rank {rank}, above the fan-in {fan_in} of its layer")
+    if adapter.B is not None:
+        check_tensor(f"adapters[{name!r}].B", adapter.B, ndim=2)
+        check_same_kind(f"adapters[{name!r}].B", adapter.B, "A", adapter.A)
+        if tuple(adapter.B.shape) != (height, rank):
+            raise ValueError(f"adapters[{name!r}].B must have shape {(height, rank)}; got {tuple(adapter.B.shape)}")
 
 
 @dataclass(frozen=True)
@@ -38,8 +141,6 @@ class LoRA:
     layers : str or sequence of str, optional
         Which layers are adapted: names, a regular expression or "all-linear", as in `lorantk.layers.adaptable_layers`;
         None for all linear and convolutional ones.
-    drawn : mapping of layer name to `Adapter`, optional
-        Adapters that exist already, as `from_peft` reads them: they take the place of a draw.
 
     Raises
     ------
@@ -55,7 +156,6 @@ class LoRA:
     variance: float | str = "peft"
     scaling: float = 1.0
     layers: str | Sequence[str] | None = None
-    drawn: Mapping[str, Adapter] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_integer("rank", self.rank, 1)
@@ -63,33 +163,6 @@ class LoRA:
         self.entry_variance(1)
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
-
-    @classmethod
-    def from_peft(cls, model: nn.Module, adapter_name: str = "default") -> LoRA:
-        """The adapters of a PEFT model as they are: rank, scaling, layers, and the A and B actually there.
-
-        Parameters
-        ----------
-        model : peft.PeftModel
-            With LoRA on linear, Conv1D, convolutional or embedding layers.
-        adapter_name : str
-
-        Returns
-        -------
-        LoRA
-            ``ntk(base, x, lora=LoRA.from_peft(model))`` is the kernel of the adapters on the model before
-            ``get_peft_model``, whatever B has become. Layers whose rank or scaling differs keep their own.
-
-        Raises
-        ------
-        TypeError, ValueError, ImportError
-            As `read_peft`.
-        """
-        drawn = read_peft(model, adapter_name)
-        config: Any = cast(Any, model).peft_config[adapter_name]
-        gaussian = config.init_lora_weights == "gaussian"  # PEFT then draws with standard deviation 1/rank
-        scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
-        return cls(config.r, 1.0 / config.r**2 if gaussian else "peft", scaling, tuple(drawn), drawn)
 
     def entry_variance(self, fan_in: int) -> float:
         """Variance sigma_a^2 of one entry of A in a layer of this fan-in (dimensionless)."""
@@ -112,15 +185,12 @@ class LoRA:
         """Draw A of shape (rank, fan_in) for each adapted layer, in the layer's dtype and on its device.
 
         The draw of a layer depends on (seed, layer name) only: adapting fewer layers leaves the others' A as is.
-        With `drawn`, its A are returned and the seed is not used.
 
         Raises
         ------
         ValueError
             If a layer cannot be adapted or its fan-in is below the rank.
         """
-        if self.drawn is not None:
-            return {name: adapter.A for name, adapter in self.drawn.items()}
         return self.sample_nested(model, seed, self.rank)
 
     def sample_nested(self, model: nn.Module, seed: int, rank: int) -> dict[str, Tensor]:
@@ -145,49 +215,7 @@ class LoRA:
 
     def attach(self, model: nn.Module, seed: int = 0) -> nn.Module:
         """Copy of `model` with freshly drawn adapters, B = 0, ready to be trained: see `attach`."""
-        return attach(model, self.adapters(model, seed))
-
-    def adapters(self, model: nn.Module, seed: int = 0) -> Mapping[str, Adapter]:
-        """The adapters at their start, A drawn and B = 0, or those in `drawn`."""
-        if self.drawn is not None:
-            return self.drawn
-        return {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()}
-
-
-def adapted(
-    model: nn.Module,
-    *,
-    lora: LoRA | None = None,
-    seed: int = 0,
-    adapters: Mapping[str, Tensor | Adapter] | None = None,
-    layers: str | Sequence[str] | None = None,
-) -> nn.Module:
-    """`model` with the adapters that a caller of `lorantk.ntk` means, or `model` itself if it names none.
-
-    Given `adapters` win over drawing from `lora`; beside plain A, `lora` supplies the scaling. `layers` keeps the
-    adapters of these layers only.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `attach`; also if `lora` stands beside an `Adapter` with its own scaling, or its rank is not that of A.
-    """
-    if lora is None and adapters is None:
-        return model
-    scaling = 1.0 if lora is None else lora.scaling
-    chosen = dict(lora.adapters(model, seed)) if lora is not None and adapters is None else {}
-    for name, entry in (adapters or {}).items():
-        if isinstance(entry, Adapter) and lora is not None:
-            raise ValueError(f"lora must be None where adapters carry their own scaling, as adapters[{name!r}] does")
-        chosen[name] = entry if isinstance(entry, Adapter) else Adapter(entry, None, scaling)
-        if lora is not None and len(chosen[name].A) != lora.rank:
-            raise ValueError(f"adapters[{name!r}] must have lora.rank = {lora.rank} rows; got {len(chosen[name].A)}")
-    if layers is not None:
-        missing = [name for name in adaptable_layers(model, layers) if name not in chosen]
-        if missing:
-            raise ValueError(f"layers must name adapted layers among {list(chosen)}; got {missing}")
-        chosen = {name: chosen[name] for name in adaptable_layers(model, layers)}
-    return attach(model, chosen)
+        return attach(model, {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()})
 
 
 def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adapter]:
@@ -196,7 +224,7 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     Parameters
     ----------
     model : peft.PeftModel
-        A model with plain LoRA layers, as `LoRA.from_peft`.
+        With LoRA on linear, Conv1D, convolutional or embedding layers.
     adapter_name : str
         Which of its adapters to read.
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .validation import check_choice, check_integer, check_real
+from .batches import check_choice, check_integer, check_real
 
 
 class NTKLinear(nn.Linear):

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from .validation import check_integer, check_real, check_square, check_tensor
+from .batches import check_integer, check_real, check_square, check_tensor
 
 
 def delta_matrix(A: Tensor, scaling: float = 1.0) -> Tensor:

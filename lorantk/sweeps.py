@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, check_pair, size
+from .batches import Batch, check_choice, check_pair, size
+from .factors import LayerFactors
 from .grams import gram
-from .layers import LayerFactors, adaptable_layers, fans
+from .layers import adaptable_layers, fans
 from .lora import LoRA
-from .validation import check_choice
 
 TILE = 2**17
 """Entries of a kernel that are made at once: 512 KiB in float32, still in the cache while its multiples are written."""
@@ -46,7 +46,7 @@ def lora_ntk_sweep(
     Returns
     -------
     Tensor (len(loras), len(seeds), n1, C, n2, C), or (len(loras), len(seeds), n1, n2) for "trace"
-        Entry [i, j] equals ``ntk(model, x1, x2, lora=loras[i], seed=seeds[j], output=output)``, or with `nested` the
+        Entry [i, j] equals ``ntk(loras[i].attach(model, seeds[j]), x1, x2, output=output)``, or with `nested` the
         kernel of the adapters cut from the common draw.
 
     Raises
@@ -63,10 +63,6 @@ def lora_ntk_sweep(
     loras, seeds = list(loras), list(seeds)
     if not loras or not seeds:
         raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
-    if any(lora.drawn is not None for lora in loras):
-        raise ValueError(
-            "loras must be drawn afresh; one of them holds adapters read by LoRA.from_peft: call ntk for it"
-        )
     x2 = check_pair(model, x1, x2)
     names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
     one = LayerFactors.from_model(model, x1, names)

@@ -3,12 +3,14 @@
 import re
 import sys
 import tomllib
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+INSTALLED = ("book", "experiments", "distributed", "hf", "dev")
 
 
 @pytest.fixture(scope="module")
@@ -45,15 +47,30 @@ def test_what_is_installed_is_what_is_pinned(project, pins):
     assert wrong == {}
 
 
+def test_all_that_comes_along_is_pinned(pins):
+    reached, left = set(), [Requirement(f"lorantk[{','.join(INSTALLED)}]")]
+    while left:
+        r = left.pop()
+        key = canonicalize_name(r.name), frozenset(r.extras)
+        if key in reached:
+            continue
+        reached.add(key)
+        for needed in map(Requirement, requires(r.name) or []):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": e}) for e in ["", *r.extras]):
+                left.append(needed)
+    loose = {name for name, _ in reached} - pins.keys() - {"lorantk"}
+    assert {name for name in loose if not re.match("nvidia-|cuda-|triton", name)} == set()  # those of torch for GPUs
+
+
 def test_conda_and_make_install_the_same_extras_under_the_same_constraints(root):
     environment = yaml.safe_load((root / "environment.yml").read_text())
     python = next(d for d in environment["dependencies"] if isinstance(d, str) and d.startswith("python="))
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     assert python == "python=3.11"
     assert "-c constraints.txt" in pip
-    in_make = re.search(r"-e '\.\[(book[^\]]*)\]'", (root / "Makefile").read_text())
-    assert in_make
-    assert f"-e .[{in_make[1]}]" in pip
+    extras = f".[{','.join(INSTALLED)}]"
+    assert f"-c constraints.txt -e '{extras}'" in (root / "Makefile").read_text()
+    assert f"-e {extras}" in pip
 
 
 def test_python_and_jupyter_book_stay_within_their_bounds(project, pins):

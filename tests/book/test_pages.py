@@ -45,10 +45,6 @@ def test_every_test_of_a_statement_is_shown():
     assert shown == [statement.test.split(".")[-1] for statement in STATEMENTS.values()]
 
 
-def test_the_readme_holds_the_committed_claims():
-    assert pages.readme_with_claims(ROOT) == (ROOT / "README.md").read_text()
-
-
 def test_the_front_page_counts_verdicts(tmp_path, monkeypatch):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
     checks = [Evidence("a", 0, 0, 1, "one"), Evidence("b", 0, 0, 1, "two")]

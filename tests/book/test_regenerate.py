@@ -59,7 +59,7 @@ def toy(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "01-first.md").write_text(NOTEBOOK.format(title="first", module="one"))
     (tmp_path / "notebooks" / "02-second.md").write_text(NOTEBOOK.format(title="second", module="two"))
     shutil.copyfile(ROOT / "book" / "claims.template.md", tmp_path / "book" / "claims.template.md")
-    (tmp_path / "README.md").write_text("<!-- claims:start --><!-- claims:end -->")
+    (tmp_path / "README.md").write_text("<!-- results:start --><!-- results:end -->")
     monkeypatch.setenv("TOY_ROOT", str(tmp_path))
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path / "book" / "_static"))
     monkeypatch.setenv("LORANTK_CHAPTER", "01-first")

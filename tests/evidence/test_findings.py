@@ -81,8 +81,8 @@ def test_a_finding_survives_its_journey_to_the_table(folder):
     assert [e["reading"] for e in record["effects"]] == ["supported", "not shown"]
     assert record["command"] == "make notebook N=12"
     table = findings_table(folder, lambda record: record["chapter"])
-    text = table.markdown()
-    assert "**supported in part** 1 of 2 effects; up: 1 accuracy (0.5 to 2); 12-our-own-runs" in text
+    text = table.html()
+    assert "supported in part</span> 1 of 2 effects; up: 1 accuracy (0.5 to 2); 12-our-own-runs" in text
     assert len({len(row) for row in table.rows}) == 1
     assert overall_verdicts(folder)[:2] == ["supported in part", "missing"]
     assert tally(overall_verdicts(folder), STYLES)[0] == "1 "
@@ -92,7 +92,7 @@ def test_a_finding_survives_its_journey_to_the_table(folder):
 def test_an_open_end_is_stored_as_none_and_shown_in_words(folder):
     finding([Effect("ratio", 3, 1, float("inf"), 5)]).save()
     assert json.loads((folder / "finding-1.digits.json").read_text())["effects"][0]["high"] is None
-    assert "at least 1" in findings_table(folder, lambda _: "").markdown()
+    assert "at least 1" in findings_table(folder, lambda _: "").html()
 
 
 def test_what_no_source_computed_is_missing(folder):

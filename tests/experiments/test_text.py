@@ -277,7 +277,7 @@ def test_matched_layers_have_the_kernel_trace_of_the_adapters(half):
         rates[id(model.get_submodule(name).weight)] * ntk(model, x, layers=[name], output="trace").trace()
         for name in names
     )
-    wanted = ntk(model, x, lora=replace(it.lora(), layers=names), output="trace").trace()
+    wanted = ntk(replace(it.lora(), layers=names).attach(model), x, output="trace").trace()
     assert matched.item() == pytest.approx(wanted.item(), rel=1e-4)  # float32 sums of 64 inputs, 12 positions, 7 layers
 
 

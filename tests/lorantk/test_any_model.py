@@ -8,7 +8,17 @@ from strategies import gaussian, relative
 from test_kernels import METHODS, brute_force
 from torch import nn
 
-from lorantk import LayerFactors, LoRA, attach, fisher_spectrum, gradient_alignment, lora_ntk_sweep, ntk
+from lorantk import (
+    Adapter,
+    LayerFactors,
+    LoRA,
+    attach,
+    fisher_spectrum,
+    gradient_alignment,
+    lora_ntk_sweep,
+    ntk,
+    read_peft,
+)
 from lorantk.batches import take
 from lorantk.fisher import loss_gradients
 from lorantk.layers import adaptable_layers
@@ -94,9 +104,9 @@ def test_every_layer_type_agrees_with_brute_force(case, adapt, device):
     for a, b in ((x1, x2), (x1, None)):
         truth = brute_force(trainable, a, a if b is None else b)
         for method in METHODS:
-            kernel = ntk(model, a, b, lora=adapt, seed=5, method=method)
+            kernel = ntk(trainable, a, b, method=method)
             assert relative(kernel, truth) < TOLERANCE
-            trace = ntk(model, a, b, lora=adapt, seed=5, method=method, output="trace")
+            trace = ntk(trainable, a, b, method=method, output="trace")
             assert relative(trace, torch.einsum("ncmc->nm", truth)) < TOLERANCE
 
 
@@ -121,7 +131,7 @@ def test_sweep_fisher_and_alignment_of_every_layer_type(case):
         kernels = lora_ntk_sweep(model, x, loras=loras, seeds=[0, 1], output=output)
         for i, lora in enumerate(loras):
             for j in range(2):
-                one = ntk(model, x, lora=lora, seed=j, method="jacobian", output=output)
+                one = ntk(lora.attach(model, j), x, method="jacobian", output=output)
                 assert relative(kernels[i, j], one) < TOLERANCE
     y = torch.tensor([0, 1, 1, 0, 1])
     gradients = loss_gradients(model, x, y)
@@ -252,14 +262,14 @@ def test_transformers_with_peft(name):
         if "lora_B" in key:
             parameter.data = 0.3 * gaussian(*parameter.shape, seed=index)
     truth = per_sample(theirs, x)
-    lora = LoRA.from_peft(theirs)
-    assert lora.scaling == pytest.approx(3 / 2**0.5)
-    assert set(lora.layers) == set(adaptable_layers(base, targets))
+    read = read_peft(theirs)
+    assert all(adapter.scaling == pytest.approx(3 / 2**0.5) for adapter in read.values())
+    assert set(read) == set(adaptable_layers(base, targets))
     assert relative(ntk(theirs, x, method="jacobian"), truth) < 1e-8
     assert relative(ntk(theirs, x, method="layerwise"), truth) < 1e-8
-    assert relative(ntk(base, x, lora=lora, method="layerwise"), truth) < 1e-8
-    with pytest.raises(ValueError, match="leave lora and adapters out"):
-        ntk(theirs, x, lora=lora)
+    assert relative(ntk(attach(base, read), x, method="layerwise"), truth) < 1e-8
+    with pytest.raises(ValueError, match=r"give it to .* as it is"):
+        attach(theirs, read)
 
 
 @pytest.mark.slow
@@ -374,7 +384,7 @@ def test_peft_adapters_on_every_layer_type_are_read_as_they_are(case, targets):
         base.conv = nn.Conv1d(2, 3, 3, stride=2, padding=1)  # PEFT's adapters have no dilation
     base, x = randomised(base), draw(3, 1)
     theirs = peft_of(base, targets)
-    assert relative(ntk(base, x, lora=LoRA.from_peft(theirs)), brute_force(theirs, x, x)) < TOLERANCE
+    assert relative(ntk(attach(base, read_peft(theirs)), x), brute_force(theirs, x, x)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -383,7 +393,7 @@ def test_peft_adapters_on_every_layer_type_are_read_as_they_are(case, targets):
 )
 def test_peft_adapters_that_see_other_patches_than_their_layer_are_refused(case, target, message):
     with pytest.raises(ValueError, match=message):
-        LoRA.from_peft(peft_of(randomised(CASES[case][0]()), [target]))
+        read_peft(peft_of(randomised(CASES[case][0]()), [target]))
 
 
 def test_a_frozen_layer_is_named():
@@ -419,11 +429,11 @@ def test_nested_adapters_are_rows_of_one_draw():
     loras = [LoRA(r, 0.5, 2.0, ["head"]) for r in (1, 3)]
     kernels = lora_ntk_sweep(model, x, loras=loras, seeds=[4], nested=True)
     A = loras[1].sample(model, 4)["head"]
-    assert relative(kernels[0, 0], ntk(model, x, adapters={"head": A[:1]}, lora=loras[0])) < TOLERANCE
-    assert relative(kernels[1, 0], ntk(model, x, lora=loras[1], seed=4)) < TOLERANCE
+    assert relative(kernels[0, 0], ntk(attach(model, {"head": Adapter(A[:1], None, 2.0)}), x)) < TOLERANCE
+    assert relative(kernels[1, 0], ntk(loras[1].attach(model, 4), x)) < TOLERANCE
 
 
 def test_attached_adapters_start_at_the_models_function():
     for build, draw in CASES.values():
         model, x = randomised(build()), draw(3, 0)
-        assert torch.equal(attach(model, LoRA(2, layers=".*").adapters(model))(x), model(x))
+        assert torch.equal(LoRA(2, layers=".*").attach(model)(x), model(x))

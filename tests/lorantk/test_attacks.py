@@ -38,12 +38,12 @@ def test_alignment_is_the_inner_product_of_gradients(data, model, seed, cosine):
     x1, x2 = (data.draw(batches(model[0].in_features)) for _ in range(2))
     y1, y2 = (torch.zeros(len(x), dtype=torch.int64) for x in (x1, x2))
     lora = data.draw(st.one_of(st.none(), loras(model)))
-    trained = model if lora is None else lora.attach(model, seed)
-    parameters = [p for p in trained.parameters() if p.requires_grad]
+    tuned = model if lora is None else lora.attach(model, seed)
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
 
     def gradients(x):
         rows = [
-            torch.autograd.grad(torch.nn.functional.cross_entropy(trained(row[None]), y1[:1]), parameters) for row in x
+            torch.autograd.grad(torch.nn.functional.cross_entropy(tuned(row[None]), y1[:1]), parameters) for row in x
         ]
         return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
 
@@ -52,7 +52,7 @@ def test_alignment_is_the_inner_product_of_gradients(data, model, seed, cosine):
     size = G1.norm(dim=1)[:, None] * G2.norm(dim=1)
     if cosine:
         expected = expected / size.where(size > 0, 1.0)
-    alignment = gradient_alignment(model, (x1, y1), (x2, y2), lora=lora, seed=seed, cosine=cosine)
+    alignment = gradient_alignment(tuned, (x1, y1), (x2, y2), cosine=cosine)
     assert alignment.shape == (len(x1), len(x2))
     assert relative(alignment, expected) < 1e-8
     assert not cosine or alignment.max() < 1 + 1e-9
@@ -96,7 +96,7 @@ def trigger(**changes):
         ),
         (lambda: gradient_alignment(NET, (X, SHORT), (X.float(), SHORT)), TypeError, "poisoned inputs has dtype"),
         (lambda: gradient_alignment(NET, (X, SHORT), (X, SHORT + 2)), ValueError, "class indices from 0 to 1"),
-        (lambda: gradient_alignment(NET, (X, SHORT), (X, SHORT), lora=LoRA(5)), ValueError, "rank must be at most"),
+        (lambda: gradient_alignment(LoRA(5).attach(NET), (X, SHORT), (X, SHORT)), ValueError, "rank must be at most"),
     ],
 )
 def test_bad_input_is_named(call, error, message):

@@ -35,7 +35,7 @@ LINEAR = mlp([2, 1], "linear", "standard").double()
 def kernels(A):
     """Kernels of one linear layer on the two inputs: full fine-tuning's is diag(1, 0.01)."""
     assert is_negative_semidefinite(delta_matrix(A), 1e-12)
-    return ntk(LINEAR, TWO_INPUTS, output="trace"), ntk(LINEAR, TWO_INPUTS, adapters={"0": A}, output="trace")
+    return ntk(LINEAR, TWO_INPUTS, output="trace"), ntk(attach(LINEAR, {"0": A}), TWO_INPUTS, output="trace")
 
 
 def test_eq_6_the_printed_sum_is_not_half_the_log_determinant():
@@ -62,7 +62,7 @@ def test_cor_ideal_the_matrix_stays_away_from_zero():
 def test_ntk_limit_lora_one_row_is_as_random_at_any_width():
     for n in (4, 4096):
         x = torch.ones(1, n, dtype=torch.float64)
-        values = torch.stack([ntk(mlp([n, 1]).double(), x, lora=LoRA(1, 1.0), seed=s)[0, 0, 0, 0] for s in range(200)])
+        values = torch.stack([ntk(LoRA(1, 1.0).attach(mlp([n, 1]).double(), s), x)[0, 0, 0, 0] for s in range(200)])
         # chi-square with one degree of freedom: relative deviation sqrt(2), known to sqrt(14 / (4 * 200)) = 0.13 of it
         assert (values.std() / values.mean()).item() == pytest.approx(2**0.5, rel=0.4)
 
@@ -107,7 +107,7 @@ def test_direction_smaller_inner_products_for_every_adversary():
     model, x = mlp([2, 2], "linear").double(), matrix([1.0, 0.0])
     clean, poisoned = (x, torch.tensor([0])), (x, torch.tensor([1]))
     adapters = {"0": Adapter(matrix([0.5, 0.0]))}
-    full, lora = (gradient_alignment(model, clean, poisoned, adapters=a).item() for a in (None, adapters))
+    full, lora = (gradient_alignment(m, clean, poisoned).item() for m in (model, attach(model, adapters)))
     assert lora == pytest.approx(full / 4)
-    cosines = [gradient_alignment(model, clean, poisoned, adapters=a, cosine=True).item() for a in (None, adapters)]
+    cosines = [gradient_alignment(m, clean, poisoned, cosine=True).item() for m in (model, attach(model, adapters))]
     assert cosines[0] == pytest.approx(cosines[1])

@@ -32,18 +32,18 @@ def test_trace_and_spectrum_are_those_of_the_dense_matrix(data, model, loss, see
     x = data.draw(batches(model[0].in_features))
     y = labels(loss, len(x), model[-1].out_features, seed)
     lora = data.draw(st.one_of(st.none(), loras(model)))
-    G = per_sample_gradients(model if lora is None else lora.attach(model, seed), x, y, loss)
+    tuned = model if lora is None else lora.attach(model, seed)
+    G = per_sample_gradients(tuned, x, y, loss)
     dense = G.T @ G / len(x)
-    trace = fisher_trace(model, x, y, loss, lora=lora, seed=seed)
+    trace = fisher_trace(tuned, x, y, loss)
     assert trace.item() == pytest.approx(dense.trace().item(), rel=1e-10)
-    spectrum = fisher_spectrum(model, x, y, loss, lora=lora, seed=seed)
+    spectrum = fisher_spectrum(tuned, x, y, loss)
     expected = torch.linalg.eigvalsh(dense).flip(0)[: len(spectrum)]
     assert len(spectrum) > 0 or dense.abs().max() == 0  # a dead ReLU network has no Fisher information
     assert len(spectrum) == 0 or relative(spectrum, expected) < 1e-10
     assert bool((spectrum.diff() <= 0).all())
-    trained = model if lora is None else lora.attach(model, seed)
-    assert relative(loss_gradients(trained, x, y, loss), G) < 1e-10
-    assert relative(loss_gram(model, x, y, loss, lora=lora, seed=seed), G @ G.T) < 1e-10
+    assert relative(loss_gradients(tuned, x, y, loss), G) < 1e-10
+    assert relative(loss_gram(tuned, x, y, loss), G @ G.T) < 1e-10
 
 
 @given(seeds)
@@ -61,14 +61,14 @@ def test_true_fisher_is_the_average_over_all_labels_weighted_by_the_model(data, 
     x = data.draw(batches(model[0].in_features))
     lora = data.draw(st.one_of(st.none(), loras(model)))
     C = model[-1].out_features
-    trained = model if lora is None else lora.attach(model, seed)
-    probabilities = torch.softmax(trained(x).detach(), dim=1)
+    tuned = model if lora is None else lora.attach(model, seed)
+    probabilities = torch.softmax(tuned(x).detach(), dim=1)
     dense = sum(
         (G * probabilities[:, c : c + 1]).T @ G / len(x)
         for c in range(C)
-        for G in [per_sample_gradients(trained, x, torch.full((len(x),), c), "cross_entropy")]
+        for G in [per_sample_gradients(tuned, x, torch.full((len(x),), c), "cross_entropy")]
     )
-    spectrum = true_fisher_spectrum(model, x, lora=lora, seed=seed)
+    spectrum = true_fisher_spectrum(tuned, x)
     assert spectrum.sum().item() == pytest.approx(dense.trace().item(), rel=1e-9, abs=1e-12)
     expected = torch.linalg.eigvalsh(dense).flip(0)[: len(spectrum)]
     assert len(spectrum) == 0 or relative(spectrum[: len(expected)], expected) < 1e-9
@@ -103,4 +103,30 @@ def test_bad_labels_are_named(function, y, loss, error, message):
 
 def test_one_output_has_no_cross_entropy():
     with pytest.raises(ValueError, match="two outputs or more"):
-        fisher_trace(mlp([3, 1]).double(), X, torch.tensor([0, 0]), lora=LoRA(1))
+        fisher_trace(LoRA(1).attach(mlp([3, 1]).double()), X, torch.tensor([0, 0]))
+
+
+class Named(torch.nn.Module):
+    """A model whose tensors carry names that this package uses too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp([3, 4, 2])
+
+    def forward(self, inputs, cotangents):
+        return self.inner(inputs) * cotangents
+
+
+def test_every_tensor_of_a_batch_reaches_the_model():
+    model, y = Named().double(), torch.tensor([0, 1])
+    x = {"inputs": X, "cotangents": gaussian(2, 2, seed=3)}
+    G = loss_gradients(model, x, y)
+    assert relative(loss_gram(model, x, y), G @ G.T) < 1e-10
+
+
+def test_layers_add_up_to_the_whole_fisher_gram():
+    y = torch.tensor([0, 1])
+    for model in (NET, LoRA(2).attach(NET)):
+        parts = sum(loss_gram(model, X, y, layers=[name]) for name in ("0", "2"))
+        assert relative(parts, loss_gram(model, X, y)) < 1e-10
+        assert relative(loss_gram(model, X, y, method="jacobian"), parts) < 1e-10

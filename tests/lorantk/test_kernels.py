@@ -12,6 +12,7 @@ from strategies import batches, gaussian, loras, networks, relative, seeds
 from torch import nn
 
 from lorantk import Adapter, LayerFactors, LoRA, attach, delta_matrix, lora_ntk_sweep, mlp, ntk, read_peft
+from lorantk.grams import gram
 
 METHODS = ("jacobian", "vector_products", "layerwise")
 TOLERANCE = (
@@ -40,12 +41,13 @@ def test_three_methods_agree_with_brute_force(data, model, seed):
     d = model[0].in_features
     x1, x2 = data.draw(batches(d)), data.draw(batches(d))
     lora = data.draw(st.one_of(st.none(), loras(model)))
-    truth = brute_force(model if lora is None else lora.attach(model, seed), x1, x2)
+    model = model if lora is None else lora.attach(model, seed)
+    truth = brute_force(model, x1, x2)
     for method in METHODS:
-        kernel = ntk(model, x1, x2, lora=lora, seed=seed, method=method)
+        kernel = ntk(model, x1, x2, method=method)
         assert kernel.shape == truth.shape
         assert relative(kernel, truth) < TOLERANCE
-        trace = ntk(model, x1, x2, lora=lora, seed=seed, method=method, output="trace")
+        trace = ntk(model, x1, x2, method=method, output="trace")
         assert relative(trace, torch.einsum("ncmc->nm", truth)) < TOLERANCE
 
 
@@ -63,16 +65,16 @@ def test_layers_add_up(data, model, seed):
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     assert relative(sum(ntk(model, x, layers=[name]) for name in names), ntk(model, x)) < TOLERANCE
     lora = data.draw(loras(model))
-    parts = [ntk(model, x, lora=lora, seed=seed, layers=[name]) for name in names]
-    assert relative(sum(parts), ntk(model, x, lora=lora, seed=seed)) < TOLERANCE
+    tuned = lora.attach(model, seed)
+    assert relative(sum(ntk(tuned, x, layers=[name]) for name in names), ntk(tuned, x)) < TOLERANCE
 
 
 @given(st.data(), networks(), seeds)
 def test_scaling_enters_squared(data, model, seed):
     x = data.draw(batches(model[0].in_features))
     lora = data.draw(loras(model))
-    plain = ntk(model, x, adapters=lora.sample(model, seed))
-    assert relative(ntk(model, x, lora=lora, seed=seed), lora.scaling**2 * plain) < TOLERANCE
+    plain = ntk(attach(model, lora.sample(model, seed)), x)
+    assert relative(ntk(lora.attach(model, seed), x), lora.scaling**2 * plain) < TOLERANCE
 
 
 @given(st.data(), networks(), seeds)
@@ -86,11 +88,11 @@ def test_relation_between_the_kernels_and_its_loewner_order(data, model, seed):
     a, g = factors.activations[name][:, 0], factors.cotangents[name][:, :, 0]
     M = delta_matrix(A, lora.scaling)
     correction = torch.einsum("nm,nco,mdo->ncmd", a @ M @ a.T, g, g)
-    full = factors.weight_gram(factors, name)
-    assert relative(ntk(model, x, lora=lora, seed=seed, method="jacobian"), full + correction) < TOLERANCE
+    full = gram(factors, factors, [(name, "weight")])
+    assert relative(ntk(lora.attach(model, seed), x, method="jacobian"), full + correction) < TOLERANCE
     top = torch.linalg.eigvalsh(M)[-1]
     shrunk = A / (1 + top.clamp(min=0)).sqrt()  # now M is negative semi-definite
-    gap = (full - ntk(model, x, adapters={name: Adapter(shrunk, None, lora.scaling)})).flatten(2).flatten(0, 1)
+    gap = (full - ntk(attach(model, {name: Adapter(shrunk, None, lora.scaling)}), x)).flatten(2).flatten(0, 1)
     assert torch.linalg.eigvalsh(gap)[0] >= -1e-9 * full.abs().max()
 
 
@@ -102,7 +104,7 @@ def test_sweep_equals_draw_by_draw(data, model, seed):
         kernels = lora_ntk_sweep(model, x1, x2, loras=two, seeds=[seed, seed + 1], output=output)
         for i, lora in enumerate(two):
             for j in range(2):
-                one = ntk(model, x1, x2, lora=lora, seed=seed + j, method="vector_products", output=output)
+                one = ntk(lora.attach(model, seed + j), x1, x2, method="vector_products", output=output)
                 assert relative(kernels[i, j], one) < TOLERANCE
 
 
@@ -113,9 +115,10 @@ def test_methods_agree_when_B_is_not_zero(data, model, seed):
         name: Adapter(A, gaussian(model.get_submodule(name).out_features, len(A), seed=seed + 1), 1.7)
         for name, A in data.draw(loras(model)).sample(model, seed).items()
     }
-    truth = brute_force(attach(model, adapters), x, x)
+    tuned = attach(model, adapters)
+    truth = brute_force(tuned, x, x)
     for method in METHODS:
-        assert relative(ntk(model, x, adapters=adapters, method=method), truth) < TOLERANCE
+        assert relative(ntk(tuned, x, method=method), truth) < TOLERANCE
 
 
 class Attention(nn.Module):
@@ -157,12 +160,12 @@ class Tied(nn.Module):
 @pytest.mark.parametrize(("model", "shape"), [(Attention(), (3, 5, 4)), (Twice(), (3, 4))])
 @pytest.mark.parametrize("lora", [None, LoRA(2, 0.5, 2.0)])
 def test_shared_positions_and_repeated_calls(model, shape, lora):
-    model = model.double()
+    model = model.double() if lora is None else lora.attach(model.double(), 0)
     x1, x2 = gaussian(*shape, seed=1), gaussian(*shape, seed=2)
-    truth = brute_force(model if lora is None else lora.attach(model, 0), x1, x2)
+    truth = brute_force(model, x1, x2)
     for method in METHODS:
-        assert relative(ntk(model, x1, x2, lora=lora, method=method), truth) < TOLERANCE
-    trace = ntk(model, x1, x2, lora=lora, method="layerwise", output="trace")
+        assert relative(ntk(model, x1, x2, method=method), truth) < TOLERANCE
+    trace = ntk(model, x1, x2, method="layerwise", output="trace")
     assert relative(trace, torch.einsum("ncmc->nm", truth)) < TOLERANCE
 
 
@@ -207,7 +210,7 @@ def test_kernel_of_a_peft_model_is_the_kernel_of_its_adapters():
     x = gaussian(4, 5, seed=9)
     base.load_state_dict({k: v for k, v in mlp([5, 6, 2], "tanh", "standard").double().state_dict().items()})
     for method in METHODS:
-        assert relative(ntk(adapted, x, method=method), ntk(base, x, adapters=read_peft(adapted))) < TOLERANCE
+        assert relative(ntk(adapted, x, method=method), ntk(attach(base, read_peft(adapted)), x)) < TOLERANCE
 
 
 def test_dtype_is_kept_and_there_is_no_graph():
@@ -257,19 +260,19 @@ NET = mlp([3, 4, 2]).double()
         ({"x1": X, "max_memory": 1.5}, TypeError, "max_memory must be bytes"),
         ({"x1": X, "max_memory": "1GB", "method": "vector_products"}, ValueError, "'vector_products' makes no blocks"),
         ({"x1": X, "out": "kernel.txt"}, ValueError, "out must be a path ending in .npy"),
-        ({"x1": X, "lora": LoRA(4)}, ValueError, "rank must be at most the fan-in 3"),
-        ({"x1": X, "lora": LoRA(2), "seed": -1}, ValueError, "seed must be at least 0"),
-        ({"x1": X, "adapters": {"0": X[:, :2]}}, ValueError, "must have shape \\(rank, 3\\)"),
-        ({"x1": X, "adapters": {"9": X}}, ValueError, "no such layer"),
-        ({"x1": X, "adapters": {}}, ValueError, "adapters must name at least one layer"),
-        ({"x1": X, "adapters": {"0": Adapter(X)}, "lora": LoRA(2)}, ValueError, "lora must be None"),
-        ({"x1": X, "adapters": {"0": X}, "lora": LoRA(1)}, ValueError, "lora.rank = 1 rows"),
-        ({"x1": X, "adapters": {"0": X}, "layers": ["2"]}, ValueError, "layers must name adapted layers"),
     ],
 )
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         ntk(NET, **arguments)
+
+
+def test_a_layer_keeps_its_name_when_it_is_adapted():
+    tuned = attach(NET, {"0": X[:2]})
+    assert torch.equal(ntk(tuned, X, layers=["0"]), ntk(tuned, X))
+    assert torch.equal(ntk(tuned, X, layers="0"), ntk(tuned, X, layers=["0.up"]))
+    with pytest.raises(ValueError, match=r"frozen \(requires_grad=False\): \['2'\]"):
+        ntk(tuned, X, layers=["2"])
 
 
 @pytest.mark.parametrize(

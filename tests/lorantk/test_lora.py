@@ -108,11 +108,21 @@ def test_bad_configuration_is_named(arguments, error, message):
         ({"0": Adapter(gaussian(2, 3, seed=0), gaussian(2, 2, seed=0))}, ValueError, "B must have shape \\(4, 2\\)"),
         ({"0": Adapter(gaussian(2, 3, seed=0), None, -1.0)}, ValueError, "scaling must be finite and above 0"),
         ({"1": gaussian(2, 3, seed=0)}, ValueError, "'1' \\(ReLU\\)"),
+        ({"0": gaussian(2, 2, seed=0)}, ValueError, "must have shape \\(rank, 3\\)"),
+        ({"9": gaussian(2, 3, seed=0)}, ValueError, "no such layer"),
+        ({}, ValueError, "adapters must name at least one layer"),
     ],
 )
 def test_bad_adapters_are_named(adapters, error, message):
     with pytest.raises(error, match=message):
         attach(mlp([3, 4, 2]).double(), adapters)
+
+
+def test_bad_draws_are_named():
+    with pytest.raises(ValueError, match="rank must be at most the fan-in 3"):
+        LoRA(4).attach(mlp([3, 4, 2]))
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        LoRA(2).attach(mlp([3, 4, 2]), seed=-1)
 
 
 def test_layers_that_cannot_be_adapted_are_refused():

@@ -51,7 +51,7 @@ def situations(draw, outputs=1):
 
 
 def spectra(model, x, adapters):
-    full, lora = (torch.linalg.eigvalsh(ntk(model, x, adapters=a, output="trace")) for a in (None, adapters))
+    full, lora = (torch.linalg.eigvalsh(ntk(m, x, output="trace")) for m in (model, attach(model, adapters)))
     scale = full.max().clamp(min=1e-300)
     return (full / scale).clamp(min=0), (lora / scale).clamp(min=0)
 
@@ -75,7 +75,7 @@ def test_relation_and_loewner_order_survive(tried, situation):
         a, g = factors.activations[name][:, 0], factors.cotangents[name][:, 0, 0]
         correction += (a @ delta_matrix(adapter.A, adapter.scaling) @ a.T) * (g @ g.T)
     full = ntk(model, x, output="trace")
-    lora = ntk(model, x, adapters=adapters, method="jacobian", output="trace")
+    lora = ntk(attach(model, adapters), x, method="jacobian", output="trace")
     size = full.abs().max().clamp(min=1e-300)
     assert (lora - full - correction).abs().max() / size < 1e-10
     assert torch.linalg.eigvalsh((full - lora) / size)[0] > -1e-10
@@ -112,11 +112,10 @@ def test_bits_are_ordered_where_the_ranks_agree(tried, situation):
 def test_fisher_is_the_weighted_kernel_at_every_width(tried, situation, seed, loss):
     model, x, adapters = situation
     y = gaussian(len(x), 3, seed=seed) if loss == "squared_error" else torch.arange(len(x)) % 3
-    for given_adapters in (None, adapters):
-        trained = model if given_adapters is None else attach(model, given_adapters)
-        dense = torch.linalg.svdvals(loss_gradients(trained, x, y, loss)).square() / len(x)
-        spectrum = fisher_spectrum(model, x, y, loss, adapters=given_adapters)
-        trace = fisher_trace(model, x, y, loss, adapters=given_adapters)
+    for tuned in (model, attach(model, adapters)):
+        dense = torch.linalg.svdvals(loss_gradients(tuned, x, y, loss)).square() / len(x)
+        spectrum = fisher_spectrum(tuned, x, y, loss)
+        trace = fisher_trace(tuned, x, y, loss)
         size = dense.max().clamp(min=1e-300)
         assert (dense[: len(spectrum)] - spectrum).abs().sum() / size < 1e-9
         assert dense[len(spectrum) :].sum() / size < 1e-9
@@ -134,12 +133,12 @@ def test_relation_and_loewner_order_survive_in_attention(tried, rank, seed, scal
         formula = torch.einsum("nti,ij,muj,ncto,mcuo->nm", a, delta_matrix(A, scaling), a, g, g)
         full = ntk(block, tokens, layers=[name], output="trace")
         change = (
-            ntk(block, tokens, adapters={name: Adapter(A, None, scaling)}, method="vector_products", output="trace")
+            ntk(attach(block, {name: Adapter(A, None, scaling)}), tokens, method="vector_products", output="trace")
             - full
         )
         assert (formula - change).abs().max() <= 1e-9 * (full.abs().max() + change.abs().max() + 1e-300)
         below = Adapter(A / (scaling * torch.linalg.matrix_norm(A, 2)), None, scaling)
-        gap = ntk(block, tokens, layers=[name]) - ntk(block, tokens, adapters={name: below})
+        gap = ntk(block, tokens, layers=[name]) - ntk(attach(block, {name: below}), tokens)
         assert torch.linalg.eigvalsh(gap.flatten(2).flatten(0, 1))[0] >= -1e-10 * full.abs().max()
     tried.append(block)
 

@@ -1,0 +1,255 @@
+"""The paper's published means and standard deviations, read again: curves by sweep, and effects with intervals.
+
+A sweep varies one thing, such as the poison rate, on every task. The sweeps are keyed by the column ``experiment`` of
+the table ``published/figures``; an effect per task is followed by two over tasks (`SCOPES`). Statements ``finding-1``
+to ``finding-5``; every effect points the way of its finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from evidence.effects import Effect, contrast
+from evidence.findings import Finding
+from evidence.variance import variance_explained
+
+from .contrasts import average_task, groups, method_cells, rest_cells, robustness, slope_cells, summarise
+
+TASKS = {"sst2": "SST-2", "cola": "CoLA", "qnli": "QNLI", "qqp": "QQP"}
+"""Task as recorded -> as printed."""
+
+SCOPES = (*sorted(TASKS.values()), "these tasks", "in general")
+"""What the effects of `contrasts.summarise` are about, in their order."""
+
+NEAR_CLEAN = "backdoor_by_rate_clean_test"
+"""The sweep that stands for no poison: a few poisoned samples in a thousand, tested on clean inputs."""
+
+RUNS = 5
+"""Seeds behind each published mean."""
+
+PANELS = {
+    "poison_rate": {
+        "untargeted_by_rate": "flipped labels",
+        "backdoor_by_rate": "backdoor, triggered",
+        NEAR_CLEAN: "backdoor, clean",
+    },
+    "rank": {"untargeted_by_rank": "flipped labels", "backdoor_by_rank": "backdoor, triggered"},
+    "variance_times_n": {"untargeted_by_variance": "flipped labels", "backdoor_by_variance": "backdoor, triggered"},
+}
+"""What is varied -> the sweeps that vary it, with the title of their panel."""
+
+DECISIVE = {
+    "finding-1": "flips, extra loss of LoRA, these 4 tasks",
+    "finding-2": "backdoor, loss, these 4 tasks",
+    "finding-3": "backdoor, share that k explains",
+    "finding-4": "backdoor, r = 4 − higher ranks, these 4 tasks",
+    "finding-5": "backdoor, loss, these 4 tasks",
+}
+"""Finding -> the effect that the table of findings shows."""
+
+Effects = dict[tuple[str, str], list[Effect]]
+"""(finding, title) -> one effect for each of `SCOPES`."""
+
+
+def printed_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with its tasks named as `TASKS` prints them."""
+    return table.replace({"task": TASKS})
+
+
+def accuracy_sweeps(figures: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows on accuracy of each sweep."""
+    return {str(name): rows for name, rows in figures[figures.metric == "accuracy"].groupby("experiment")}
+
+
+def size_in_words(figures: pd.DataFrame) -> str:
+    """How many points of how many seeds each, from how many sweeps."""
+    return f"{len(figures)} points of {figures.seeds.unique()} seeds each, from {figures.experiment.nunique()} sweeps"
+
+
+def accuracy_curves(figures: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Accuracy against `x`, a key of `PANELS`.
+
+    Returns
+    -------
+    DataFrame
+        experiment (the panel's title), task, a column that tells lines apart, the column `x`, mean, std. Lines are
+        methods over the poison rate ("method"), else runs with poison and without ("arm").
+    """
+    line = "method" if x == "poison_rate" else "arm"
+    rows = figures[(figures.metric == "accuracy") & figures.experiment.isin(PANELS[x])]
+    rows = rows.assign(arm=_with_poison(rows)).replace({"experiment": PANELS[x]})
+    return rows[["experiment", "task", line, x, "mean", "std"]]
+
+
+def metric_curves(figures: pd.DataFrame, x: str) -> pd.DataFrame:
+    """Precision, recall and F1 against `x`, as `accuracy_curves`; lines are named "arm, metric" (column "line")."""
+    rows = figures[(figures.metric != "accuracy") & figures.experiment.isin(PANELS[x])]
+    arm = rows.method if x == "poison_rate" else _with_poison(rows)
+    rows = rows.assign(line=arm + ", " + rows.metric).replace({"experiment": PANELS[x]})
+    return rows[["experiment", "task", "line", x, "mean", "std"]]
+
+
+def _with_poison(rows: pd.DataFrame) -> pd.Series:
+    return (rows.poison_rate > 0).map({True: "with poison", False: "without"})
+
+
+def effects_by_task(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
+    """What the sweeps of accuracy say of findings 1, 2, 4 and 5, on each task and over tasks."""
+    return method_effects(sweeps) | rank_effects(sweeps) | lowest_rank_effects(sweeps) | variance_effects(sweeps)
+
+
+def method_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
+    """finding-1: accuracy that LoRA loses more than full fine-tuning under flips, and keeps more under a backdoor."""
+    flips, backdoor = (method_cells(sweeps[f"{a}_by_rate"], sweeps[NEAR_CLEAN]) for a in ("untargeted", "backdoor"))
+    return {
+        ("finding-1", "flips: extra loss of LoRA"): summarise(flips, "flips, extra loss of LoRA"),
+        ("finding-1", "backdoor: LoRA − FF, triggered"): _reversed(summarise(backdoor, "backdoor, LoRA − FF")),
+    }
+
+
+def rank_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
+    """finding-2: slope of the change that poison makes, per doubling of the rank: up under flips, else down."""
+    unit = "accuracy per doubling of r"
+    flips, backdoor = (slope_cells(sweeps[name], np.log2(sweeps[name]["rank"])) for name in PANELS["rank"])
+    return {
+        ("finding-2", "flips: gain per doubling of r"): summarise(flips, "flips, gain", unit),
+        ("finding-2", "backdoor: loss per doubling of r"): _reversed(summarise(backdoor, "backdoor, loss", unit)),
+    }
+
+
+def lowest_rank_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
+    """finding-4: what rank 4 keeps under a backdoor, beside the average of the higher ranks and beside rank 8."""
+    backdoor = sweeps["backdoor_by_rank"]
+    pair = backdoor[backdoor["rank"] <= 8]
+    others, next_one = (rest_cells(rows, rows["rank"] == 4) for rows in (backdoor, pair))
+    return {
+        ("finding-4", "backdoor: r = 4 − higher ranks"): summarise(others, "backdoor, r = 4 − higher ranks"),
+        ("finding-4", "backdoor: r = 4 − r = 8"): summarise(next_one, "backdoor, r = 4 − r = 8"),
+    }
+
+
+def variance_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
+    """finding-5: fall of the change that poison makes, per step up in k, the values of k being numbered in order."""
+    effects: Effects = {}
+    for attack, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
+        cells = slope_cells(sweeps[name], sweeps[name].variance_times_n.rank(method="dense"))
+        slopes = summarise(cells, f"{attack}, loss", "accuracy per step up in k")
+        effects["finding-5", f"{attack}: loss per step up in k"] = _reversed(slopes)
+    return effects
+
+
+def clean_cost_of_rank_4(sweeps: Mapping[str, pd.DataFrame]) -> list[Effect]:
+    """Clean accuracy at higher ranks, averaged, minus that at rank 4: one effect for each of `SCOPES`."""
+    backdoor = sweeps["backdoor_by_rank"]
+    return _reversed(summarise(rest_cells(backdoor, backdoor["rank"] == 4, "clean"), "clean cost of r = 4"))
+
+
+def _reversed(effects: Sequence[Effect]) -> list[Effect]:
+    return [-effect for effect in effects]
+
+
+def effects_table(effects: Effects) -> pd.DataFrame:
+    """The effects as rows: finding, effect (its title), scope, value, low, high."""
+    return pd.DataFrame(
+        {"finding": finding, "effect": title, "scope": scope, "value": e.value, "low": e.low, "high": e.high}
+        for (finding, title), found in effects.items()
+        for scope, e in zip(SCOPES, found, strict=True)
+    )
+
+
+def initialisations(tables: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the paper's table 2 with a column "label": the initialisation and k."""
+    rows = tables[tables.table == 2]
+    return rows.assign(label=rows.init.str.replace("_", " ") + ", k = " + rows.variance_times_n.astype(str))
+
+
+def effects_in_tables(tables: pd.DataFrame) -> list[Effect]:
+    """Triggered accuracy in the paper's tables: LoRA - FF for each attack of table 1, k = 0.33 - k = 2 in table 2."""
+    tables = tables.assign(seeds=RUNS)
+    methods = tables[tables.table == 1].sort_values("method", ascending=False).groupby("attack")
+    poisoned = tables[(tables.table == 2) & (tables.poison_rate > 0)].sort_values("variance_times_n")
+    named = [(f"table 1, {attack}: LoRA − FF", rows) for attack, rows in methods]
+    named += [(f"table 2, {init}: k = 0.33 − k = 2", rows.iloc[[0, -1]]) for init, rows in poisoned.groupby("init")]
+    return [contrast(groups(rows), [1, -1], name, "accuracy") for name, rows in named]
+
+
+def gaps_between_methods(sweeps: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """LoRA against full fine-tuning at each poison rate: attack, task, poison_rate and effect (an `Effect`).
+
+    The clean level is taken off; the effect is LoRA's extra loss under flips, its extra accuracy under a backdoor.
+    """
+    near, rows = sweeps[NEAR_CLEAN], []
+    for attack, sign, name in (("flips", 1, "untargeted_by_rate"), ("backdoor", -1, "backdoor_by_rate")):
+        for (task, poison_rate), both in sweeps[name].groupby(["task", "poison_rate"]):
+            cells = method_cells(both, near[near.task == task])
+            label = f"{attack}, {task}, {poison_rate:g}"
+            effect = contrast(groups(cells), (sign * cells.weight).tolist(), label, "accuracy")
+            rows.append({"attack": attack, "task": task, "poison_rate": poison_rate, "effect": effect})
+    return pd.DataFrame(rows)
+
+
+def comparisons(gaps: pd.DataFrame, in_tables: Sequence[Effect], effects: Effects) -> list[Effect]:
+    """All that is tested at once: `gaps`, the effects in tables, and the trends over rank and variance on each task."""
+    trends = [
+        effect.renamed(f"{finding}, {title}, {effect.name}")
+        for (finding, title), found in effects.items()
+        if finding != "finding-1"
+        for effect in found[: len(TASKS)]
+    ]
+    return [*gaps.effect, *in_tables, *trends]
+
+
+def kept_in_words(family: Sequence[Effect], kept: NDArray[np.bool_]) -> str:
+    """Two lines on a family of comparisons: how many stay, how many of them under flips, and which point against."""
+    excluding = sum(e.low > 0 or e.high < 0 for e in family)
+    stay = [effect for effect, stays in zip(family, kept, strict=True) if stays]
+    return (
+        f"{len(family)} comparisons; {excluding} intervals exclude 0; "
+        f"at a false discovery rate of 5 % {len(stay)} stay\n"
+        f"differences between the methods under flips that stay: {sum(e.name.startswith('flips') for e in stay)}; "
+        f"effects against a finding that stay: {[e.name for e in stay if e.value < 0]}"
+    )
+
+
+def gaps_table(gaps: pd.DataFrame, kept: NDArray[np.bool_]) -> pd.DataFrame:
+    """`gaps` with value, low and high in place of the effect, and whether it is kept: the first entries of `kept`."""
+    ends = {name: [getattr(effect, name) for effect in gaps.effect] for name in ("value", "low", "high")}
+    return gaps.drop(columns="effect").assign(**ends, kept=kept[: len(gaps)])
+
+
+def shares_of_variance(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, list[Effect]]:
+    """finding-3: the share of the variance between runs that k explains, on each task and for the average task.
+
+    Returns
+    -------
+    dict of "flips", "backdoor" to effects
+    """
+    shares = {}
+    for attack, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
+        change = robustness(sweeps[name], "variance_times_n")
+        each = [variance_explained(groups(rows), str(task)) for task, rows in change.groupby("task")]
+        average = groups(average_task(change, "variance_times_n"))
+        shares[attack] = [*each, variance_explained(average, f"{attack}, share that k explains")]
+    return shares
+
+
+def shares_in_words(shares: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
+    """`shares_of_variance` as text with p-values: a row a scope, a column an attack."""
+    texts = {attack: [f"{e}, p = {e.p:.2f}" for e in found] for attack, found in shares.items()}
+    return pd.DataFrame(texts, index=SCOPES[:-1])
+
+
+def published_findings(effects: Effects, shares: Mapping[str, Sequence[Effect]], command: str) -> list[Finding]:
+    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it."""
+    over_tasks: dict[str, list[Effect]] = {finding: [] for finding in DECISIVE}
+    for (finding, _), found in effects.items():
+        over_tasks[finding] += found[-2:]
+    over_tasks["finding-3"] = [found[-1] for found in shares.values()]
+    return [
+        Finding(finding, "published", over_tasks[finding], decisive, "published-effects", command)
+        for finding, decisive in DECISIVE.items()
+    ]
