@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lorantk.validation import check_real
+from lorantk.batches import check_real
 
 from .effects import Effect
 

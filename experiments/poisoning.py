@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorantk.validation import check_integer
+from lorantk.batches import check_integer
 
 
 def victims(labels: Tensor, count: int, seed: int, target: int | None = None) -> Tensor:
