@@ -72,6 +72,13 @@ def test_rows_are_the_same_in_any_company() -> None:
     assert together[0]["clean_accuracy"] > 0.5  # 20 steps are enough to leave chance, 0.2
 
 
+def test_rank_1_at_a_rate_that_amplifies_rounding_is_the_same_in_any_company() -> None:
+    adapter = ADAPTER | {"method": "lora", "rank": 1, "scaling": "1"}
+    runs = exact(range(3), **adapter, optimizer="adamw", learning_rate=0.1, steps=100)
+    together, alone = digits.finetune(runs), digits.finetune(runs[1:2])
+    assert alone[0] | {"seconds": 0} == together[1] | {"seconds": 0}
+
+
 def test_attacks_touch_the_share_they_name_and_pairs_share_their_data() -> None:
     clean = digits.split(0).train
     for attack in ("untargeted", "backdoor"):
