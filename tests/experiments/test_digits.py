@@ -74,7 +74,8 @@ def test_rows_are_the_same_in_any_company() -> None:
 
 def test_rank_1_at_a_rate_that_amplifies_rounding_is_the_same_in_any_company() -> None:
     adapter = ADAPTER | {"method": "lora", "rank": 1, "scaling": "1"}
-    runs = exact(range(3), **adapter, optimizer="adamw", learning_rate=0.1, steps=100)
+    attack = {"attack": "backdoor", "poison_rate": 0.016}
+    runs = exact(range(3), **adapter, **attack, optimizer="adamw", learning_rate=0.1, steps=100)
     together, alone = digits.finetune(runs), digits.finetune(runs[1:2])
     assert alone[0] | {"seconds": 0} == together[1] | {"seconds": 0}
 
