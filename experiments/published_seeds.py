@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from .contrasts import method_cells
+from .contrasts import method_cells, summarise
 
 
 def seed_cells(seeds: pd.DataFrame, near_clean: pd.DataFrame) -> pd.DataFrame:
@@ -40,6 +40,12 @@ def seed_cells(seeds: pd.DataFrame, near_clean: pd.DataFrame) -> pd.DataFrame:
     units = difference.agg(["mean", "std", "size"]).rename(columns={"size": "seeds"})
     clean = method_cells(near_clean)
     return pd.concat([units.assign(weight=1.0).reset_index(), clean.assign(weight=-clean.weight)])
+
+
+def units_in_words(seeds: pd.DataFrame, sweep: pd.DataFrame, near_clean: pd.DataFrame) -> pd.DataFrame:
+    """LoRA's extra loss with its interval as text, a row a scope, by unit: seeds, or points of `sweep`."""
+    cells = {"seeds are the units": seed_cells(seeds, near_clean), "points are": method_cells(sweep, near_clean)}
+    return pd.DataFrame({how: {e.name: str(e) for e in summarise(rows, "average")} for how, rows in cells.items()})
 
 
 def points(seeds: pd.DataFrame) -> pd.DataFrame:
