@@ -130,7 +130,7 @@ def contrast(groups: Sequence[tuple[float, float, int]], weights: Sequence[float
     runs = int(n.sum())
     if error == 0:
         return Effect(name, value, value, value, runs, unit, 0.0, float(value == 0), runs - len(groups))
-    freedom = share.sum() ** 2 / (share**2 / (n - 1)).sum()
+    freedom = float(share.sum() ** 2 / (share**2 / (n - 1)).sum())
     low, high = t.interval(LEVEL, freedom, value, error)
     return Effect(name, value, low, high, runs, unit, error, float(2 * t.sf(abs(value) / error, freedom)), freedom)
 
