@@ -50,7 +50,7 @@ def run(
 
 
 def _one_more(records: dict[str, dict[str, Any]], count: int, seeds: int) -> dict[str, Any]:
-    """One more kernel in units of one product of cotangents: below 1, it is no backward pass and not even a product."""
+    """Time of one more kernel over that of one product of cotangents; below 1, it needs no such product."""
     added = count * (seeds - 1) // seeds
     more = (records["lorantk"]["cpu_seconds"] - records["lorantk, one seed"]["cpu_seconds"]) / added
     product = records["product"]["cpu_seconds"]

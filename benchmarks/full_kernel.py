@@ -41,5 +41,5 @@ def run(stable: Stable, widths: list[int], sizes: list[int], jacobian: int, repe
 
 
 def saved(widths: list[int], n: int) -> float:
-    """What symmetry alone can give: both passes cost the same with it and without, which weighs most at few inputs."""
+    """Operations without symmetry over those with it; the passes cost the same in both, so few inputs gain least."""
     return (2 * half_grams(widths, n) + passes(widths, n)) / (half_grams(widths, n) + passes(widths, n))

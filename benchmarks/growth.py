@@ -1,4 +1,4 @@
-"""How time and memory grow with inputs, width, depth and rank, beside the growth of what has to be done and held."""
+"""How time and memory grow with inputs, width, depth and rank, beside the counts of operations and of bytes held."""
 
 from __future__ import annotations
 

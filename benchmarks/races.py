@@ -1,4 +1,4 @@
-"""Contenders that take turns: each repeat runs all of them once, so that what else the machine does hits all alike."""
+"""Contenders that take turns: each repeat runs all of them once, so that other load slows all of them alike."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .environments import HERE, ROOT, TASKS, NotInstalled, interpreter
 
 @dataclass(frozen=True)
 class Contender:
-    """A task with its arguments, the environment it runs in, and the most repeats it is worth.
+    """A task with its arguments, the environment it runs in, and at most how many repeats it gets after a warm-up.
 
-    One that takes minutes is worth none: then the first run counts, which is a warm-up otherwise.
+    A task of minutes gets none: then its warm-up counts.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""What was measured of speed and memory, as a table: recorded by `make bench`, shown with targets and verdicts.
+"""Measured speed and memory as a table: recorded by `make bench`, shown with targets and verdicts.
 
 A line says how many times as long a peer took as we did, or how near we came to a bound, with both absolute values. Its
 verdict is computed when it is measured: "met" or "not met" against a target, nothing without one. What did not run

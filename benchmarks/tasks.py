@@ -114,13 +114,13 @@ def limit(n: int, d: int, depth: int) -> Run:
 
 
 def limit_diagonal(n: int, d: int, depth: int) -> Run:
-    """Its diagonal."""
+    """The diagonal of `limit`."""
     kernel = limit(n, d, depth)
     return lambda: kernel().diagonal()
 
 
 def limit_off_diagonal(n: int, d: int, depth: int) -> Run:
-    """The rest of it."""
+    """The entries of `limit` off its diagonal."""
     kernel = limit(n, d, depth)
     return lambda: kernel().fill_diagonal_(0)
 
@@ -205,7 +205,7 @@ def _steps(n: int, steps: int, batch: int) -> Tensor:
 
 
 def train_stacked(width: int, networks: int, n: int, steps: int, batch: int) -> Run:
-    """Train networks by SGD as the desk experiments do: parameters stacked, products batched."""
+    """Train networks by SGD as the runs on digits do: parameters stacked, products batched."""
     models, x, y = _training_set(width, networks, n)
 
     def run() -> Tensor:

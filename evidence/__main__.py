@@ -12,7 +12,7 @@ from .findings import findings_table
 
 
 def chapter(record: Mapping[str, Any]) -> str:
-    """Where to read on: the name of the record's chapter."""
+    """Name of the chapter that computed the record."""
     return str(record["chapter"])
 
 

@@ -1,4 +1,4 @@
-"""Where a run writes what it found, and how: whole files or nothing; and where committed files are found again."""
+"""Files of results: where a run writes them, whole or not at all, and where the committed ones are."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From numbers to verdicts: a claim is a statement's id, the evidence for and against it, and what follows.
 
-A piece of evidence is a measured number and the interval in which a reading of the statement puts it. A claim holds
-several readings apart: the statement as *printed*; the same conclusion under an *amended* condition; a *corrected*
+A piece of evidence is a measured number and the interval that a reading of the statement predicts for it. A claim keeps
+the readings apart: the statement as *printed*; the same conclusion under an *amended* condition; a *corrected*
 conclusion. The verdict is computed:
 
 - every printed check passes: "holds" (for a definition: "definition");
@@ -39,7 +39,7 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """One measured number against the interval [low, high] where a reading of the statement puts it.
+    """One measured number and the interval [low, high] that a reading of the statement predicts for it.
 
     Parameters
     ----------
@@ -158,13 +158,8 @@ def load_claims(directory: Path) -> list[dict[str, Any]]:
     return [records[id] for id in STATEMENTS if id in records]
 
 
-def missing_claims(directory: Path) -> list[str]:
-    """Ids of `STATEMENTS` without a claim in `directory`."""
-    return [id for id in STATEMENTS if not (directory / f"{id}.json").exists()]
-
-
 def claims_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
-    """The claims saved in `directory`, one a row; `links` makes a record's cell of links."""
+    """The claims saved in `directory`, one a row; `links` returns the cell of links for a record."""
     rows = [
         (
             Code(record["id"]),

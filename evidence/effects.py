@@ -1,6 +1,6 @@
 """From runs to effects: an estimate with its 95 % interval, made by one of a few standard methods.
 
-Each maker wraps scipy or statsmodels and returns an `Effect`. The pages say which finding an effect speaks to.
+Each maker wraps scipy or statsmodels and returns an `Effect`. Which finding an effect belongs to is said on the page.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Effect:
             raise ValueError(f"low must be at most high; got {self.low} and {self.high} for {self.name!r}")
 
     def __neg__(self) -> Self:
-        """The same effect seen from the other side."""
+        """The effect with its sign reversed."""
         return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
     def __str__(self) -> str:
@@ -136,7 +136,7 @@ def contrast(groups: Sequence[tuple[float, float, int]], weights: Sequence[float
 
 
 def paired_contrast(outcomes: ArrayLike, weights: ArrayLike, name: str, unit: str = "") -> Effect:
-    """Weighted sum of the outcomes of one seed, averaged over seeds; by t, the seeds being the units.
+    """Weighted sum of the arms within each seed, averaged over seeds, with Student's t interval over seeds.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ matplotlib.rcParams.update(
 
 @dataclass(frozen=True)
 class SavedFigure:
-    """What `save` leaves behind; shows itself on a page with its caption and a link to its numbers."""
+    """A saved figure; on a page it shows its picture, its caption and a link to its numbers."""
 
     name: str
     alt: str

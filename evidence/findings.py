@@ -114,7 +114,7 @@ def reading(low: float, high: float) -> str:
 
 
 def verdict(readings: Sequence[str]) -> str:
-    """What several readings come to; one rule for the effects of a source and for those of all sources together."""
+    """The verdict of several readings; the rule is the same for the effects of one source and of all sources."""
     found = set(readings)
     if {"supported", "reversed"} <= found:
         return "mixed"
@@ -144,7 +144,7 @@ def overall(records: Sequence[dict[str, Any]]) -> str:
 
 
 def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
-    """The findings saved in `directory`, one a row, one column a source; `links` makes a record's cell of links."""
+    """The findings in `directory`, a row each, a column a source; `links` returns the cell of links for a record."""
     records = load_findings(directory)
     rows: list[list[Cell]] = []
     for id, text in FINDINGS.items():
@@ -171,7 +171,7 @@ def overall_verdicts(directory: Path) -> list[str]:
 
 
 def _decisive(record: Mapping[str, Any]) -> str:
-    """The decisive effect with its interval; before it, if the verdict is one in part, in how many effects."""
+    """The decisive effect with its interval, as text; after the number of effects, for a verdict in part."""
     readings = [effect["reading"] for effect in record["effects"]]
     word, part, _ = record["verdict"].partition(" in part")
     count = f"{readings.count(word)} of {len(readings)} effects; " if part else ""

@@ -59,7 +59,7 @@ Cell = Part | tuple[Part, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below their heads."""
+    """Column heads and rows of cells."""
 
     heads: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -97,12 +97,12 @@ def cell_markdown(cell: Cell) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Text in which markdown reads no table, tag or emphasis."""
+    """The text with the characters escaped that markdown would read as a table, a tag or emphasis."""
     return re.sub(r"([\\|<*`])", r"\\\1", text)
 
 
 def tally(verdicts: Sequence[str], styles: Mapping[str, str]) -> Cell:
-    """How many of the verdicts are which, in the order of `styles`."""
+    """How often each verdict occurs, as text, in the order of `styles`."""
     found = [verdict for verdict in styles if verdict in verdicts]
     return join([(f"{verdicts.count(verdict)} ", Badge(verdict, styles[verdict])) for verdict in found])
 
@@ -114,7 +114,7 @@ def join(cells: Iterable[Cell], separator: str = ", ") -> Cell:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits; round-off, which varies between machines, as what it is; None is no number."""
+    """A number with three significant digits; below 1e-12 only that it is, since round-off varies between machines."""
     if value is None:
         return "no number"
     if 0 < abs(value) < 1e-12:

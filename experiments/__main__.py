@@ -68,7 +68,7 @@ def select(
     write_rates(rates, results / f"rates-{task}.csv")
     console.print(rates.drop(columns="task").to_string(index=False), highlight=False)
     if edge := int(rates.at_edge.sum()):
-        console.print(f"[yellow]{edge} of {len(rates)} cells chose the smallest or largest rate of the list")
+        console.print(f"[yellow]{edge} of {len(rates)} cells chose the smallest or largest learning rate of the list")
 
 
 @app.command()
@@ -185,7 +185,7 @@ def _recorded(identifier: str, results: Path) -> dict[str, Any]:
 
 
 def _close(before: Any, now: Any) -> bool:
-    """Metrics are recorded to 4 decimals: equal up to the last of them."""
+    """Whether two metrics agree up to rounding to the 4 decimals that are recorded."""
     return isinstance(before, float) and isinstance(now, float) and abs(before - now) < 1.5e-4
 
 

@@ -42,8 +42,8 @@ class Run:
         Probability with which a training label is flipped, or a training input gets the trigger and the target label;
         for "digits-exact" the exact share of training samples whose label changes.
     method : {"full", "lora", "head", "matched"}
-        All weights; adapters and head; the head alone; or all weights with the rate times tr K_LoRA / tr K_FF of the
-        adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.
+        All weights; adapters and head; the head alone; or all weights, their learning rate times tr K_LoRA / tr K_FF
+        of the adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.
     rank : int, optional
         For "lora" and "matched".
     variance : str, optional
@@ -139,7 +139,7 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     ------
     FileNotFoundError, ValueError, TypeError
         Without such a file; on a block that is no mapping, an unknown or missing field, a value that `Run` refuses, or
-        a rate that was not selected.
+        a learning rate that was not selected.
     """
     blocks = yaml.safe_load(path.read_text())
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
@@ -215,7 +215,7 @@ def _run(point: dict[str, Any], rates: Callable[[str], Mapping[tuple[Any, ...], 
 
 
 def _number(value: object) -> object:
-    """YAML 1.1 reads 1e-3 as a string: what looks like a number is one."""
+    """The value as a number where it is text that looks like one: YAML 1.1 reads 1e-3 as text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

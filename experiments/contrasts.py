@@ -1,4 +1,4 @@
-"""Weights that turn a published table of means into the difference that a finding speaks of.
+"""Weights that turn a published table of means into the difference that a finding is about.
 
 Each function takes rows of such a table, one a group of runs, with columns task, method, poison_rate, mean, std and
 seeds, and returns the rows that enter with a column `weight`. Per task, the sum of weight times mean is the effect; no

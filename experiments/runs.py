@@ -39,10 +39,10 @@ def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
     runs : DataFrame
         Recorded runs of one task, a row each.
     rates : DataFrame
-        Selected rates of the same task, a row a cell of `ARM`.
+        Selected learning rates of the same task, a row a cell of `ARM`.
     rule : {"selected", "shared", "full"}
-        The rate selected for the run's own cell; for LoRA over all its ranks (with PEFT's variance and s = 1); or for
-        full fine-tuning. "matched" runs take full fine-tuning's under each.
+        The learning rate selected for the run's own cell; for LoRA over all its ranks (with PEFT's variance and
+        s = 1); or for full fine-tuning. "matched" runs take full fine-tuning's under each.
     """
     check_choice("rule", rule, ("selected", "shared", "full"))
     cells = runs[list(ARM)].copy()
@@ -56,7 +56,7 @@ def at_rate(runs: pd.DataFrame, rates: pd.DataFrame, rule: str) -> pd.DataFrame:
 
 
 def harms(runs: pd.DataFrame) -> pd.DataFrame:
-    """The attacked runs, each beside the run of the same arm, rate, budget and seed without an attack.
+    """The attacked runs, each beside the run of the same arm, learning rate, budget and seed without an attack.
 
     Returns
     -------

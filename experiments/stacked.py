@@ -44,28 +44,42 @@ class Stacked:
         names = [str(i) for i in range(0, len(networks[0]), 2)]
         self.head, hidden = names[-1], names[:-1]
         self.weights = {n: torch.stack([net.get_parameter(f"{n}.weight").detach() for net in networks]) for n in names}
-        self.prefactors = {n: torch.tensor([c[n] for c in prefactors])[:, None, None] for n in hidden if prefactors}
+        self.prefactors = {n: _per_network([c[n] for c in prefactors]) for n in hidden if prefactors}
         for name, c in self.prefactors.items():
             self.weights[name] /= c
-        self.adapters: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        for name in adapters[0] if adapters else ():
-            A = torch.stack([a[name].A for a in adapters])
-            B = torch.zeros(len(networks), self.weights[name].shape[1], A.shape[1])
-            self.adapters[name] = A, B, torch.tensor([a[name].scaling for a in adapters])[:, None, None]
+        self.adapters = {name: self._stack([a[name] for a in adapters], name) for name in (adapters or [{}])[0]}
         trained = names if method in ("full", "matched") else [self.head]
         self.parameters = [self.weights[n] for n in trained] + [t for A, B, _ in self.adapters.values() for t in (A, B)]
         for parameter in self.parameters:
             parameter.requires_grad_()
 
+    def _stack(self, adapters: Sequence[Adapter], name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """A, B = 0 and s of the adapters of one layer."""
+        A = torch.stack([adapter.A for adapter in adapters])
+        B = torch.zeros(len(adapters), self.weights[name].shape[1], A.shape[1])
+        return A, B, _per_network([adapter.scaling for adapter in adapters])
+
+    # Shapes of a layer of fan-in k and fan-out m, for R networks, n inputs and rank r:
+    #   a (R, n, k)   W (R, m, k)   A (R, r, k)   B (R, m, r)   c, s (R, 1, 1)   y (R, n, m)
+    # Arithmetic: y = c a W^T + s (a A^T) B^T, and a' = max(y, 0) but for the head.
+
     def __call__(self, a: Tensor) -> Tensor:
         """Outputs (R, n, C) at inputs (R, n, d)."""
-        for name, weight in self.weights.items():
-            z = torch.bmm(self.prefactors.get(name, 1.0) * a, weight.mT)
-            if name in self.adapters:
-                A, B, scaling = self.adapters[name]
-                z = torch.baddbmm(z, scaling * torch.bmm(a, A.mT), B.mT)
-            a = z if name == self.head else z.relu()
+        for name in self.weights:
+            y = self._add_adapter(name, a, self._apply_weight(name, a))
+            a = y if name == self.head else y.relu()
         return a
+
+    def _apply_weight(self, name: str, a: Tensor) -> Tensor:
+        """c a W^T."""
+        return torch.bmm(self.prefactors.get(name, 1.0) * a, self.weights[name].mT)
+
+    def _add_adapter(self, name: str, a: Tensor, y: Tensor) -> Tensor:
+        """y + s (a A^T) B^T; y itself where the layer has no adapter."""
+        if name not in self.adapters:
+            return y
+        A, B, s = self.adapters[name]
+        return torch.baddbmm(y, s * torch.bmm(a, A.mT), B.mT)
 
     def network(self, i: int) -> nn.Module:
         """Network i as a module of its own, with what is trained as its trainable parameters."""
@@ -82,3 +96,8 @@ class Stacked:
             })  # fmt: skip
         network.get_submodule(self.head).requires_grad_(True)
         return network
+
+
+def _per_network(values: Sequence[float]) -> Tensor:
+    """One number a network, shaped (R, 1, 1) to multiply its activations or weights."""
+    return torch.tensor(values)[:, None, None]

@@ -1,7 +1,7 @@
 """Results of one task as a table on disk that only grows: a row a run, each at most once.
 
-Rows are appended in one write under a lock, so that drivers side by side cannot interleave. A line that a kill tore is
-one without its newline: readers skip it and the next append cuts it off.
+Rows are appended in one write under a lock, so that drivers side by side cannot interleave. A last line
+without its newline is one that a kill cut short: readers skip it and the next append removes it.
 """
 
 from __future__ import annotations

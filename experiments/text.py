@@ -1,9 +1,9 @@
-"""Text: a pretrained BERT fine-tuned on two classes, on the desk with frozen lower layers, at paper scale with none.
+"""Text: a pretrained BERT fine-tuned on two classes; with frozen lower layers in small runs, with none at paper scale.
 
-The desk's encoder is MiniLM (6 layers, width 384) of which the last layer and the pooler learn. What its lower layers
-make of a text never changes, so it is computed once, with the trigger and without, and kept on disk. Adapters are
-those of Hugging Face PEFT, their A redrawn by `lorantk.LoRA`. All in float32, without dropout, weight decay
-or schedule.
+The encoder of small runs is MiniLM (6 layers, width 384), of which the last layer and the pooler learn. The outputs of
+its lower layers never change, so they are computed once for each text, with the trigger and without, and kept on disk.
+Adapters are those of Hugging Face PEFT, their A redrawn by `lorantk.LoRA`. All is in float32, without dropout, weight
+decay or schedule.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def kernel_ratios(task: Task, run: Run) -> dict[str, float]:
 def optimizer(model: nn.Module, task: Task, run: Run) -> torch.optim.Optimizer:
     """The run's optimizer over what its model trains.
 
-    AdamW has PyTorch's moments and no weight decay. "matched" trains what LoRA adapts, each weight at the rate times
-    its layer's `kernel_ratios`, and the head.
+    AdamW has PyTorch's moments and no weight decay. "matched" trains what LoRA adapts, each weight at the learning rate
+    times its layer's `kernel_ratios`, and the head.
     """
     if run.optimizer == "adamw":
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -211,7 +211,7 @@ def finetune(runs: Sequence[Run], task: Task | None = None) -> list[dict[str, An
     Raises
     ------
     FileNotFoundError, ImportError
-        If packages are missing: data for the desk, the extras "hf" and "glue".
+        If packages are missing: the data of small runs, the extras "hf" and "glue".
     """
     return [_finetune(run, load(run.task) if task is None else task) for run in runs]
 

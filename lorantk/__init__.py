@@ -12,11 +12,15 @@ from .limits import infinite_width_ntk
 from .lora import Adapter, LoRA, attach, read_peft
 from .models import mlp
 from .spectra import (
+    cosine_law,
     delta_matrix,
     information_bits,
     is_negative_semidefinite,
+    kernel_scale,
     marchenko_pastur_edges,
     nsd_variance_bound,
+    order_certificate,
+    order_interval,
     renyi_entropy,
 )
 
@@ -25,6 +29,7 @@ __all__ = [
     "LayerFactors",
     "LoRA",
     "attach",
+    "cosine_law",
     "delta_matrix",
     "fisher_spectrum",
     "fisher_trace",
@@ -34,11 +39,14 @@ __all__ = [
     "information_bits",
     "insert_trigger",
     "is_negative_semidefinite",
+    "kernel_scale",
     "lora_ntk_sweep",
     "marchenko_pastur_edges",
     "mlp",
     "nsd_variance_bound",
     "ntk",
+    "order_certificate",
+    "order_interval",
     "read_peft",
     "renyi_entropy",
 ]

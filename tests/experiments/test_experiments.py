@@ -153,8 +153,8 @@ def test_the_rate_of_a_method_is_the_best_on_average_over_its_ranks():
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        (clean_runs() + clean_runs(rates=(0.1, 0.2), **LORA), r"method lora, .* lacks \(rate, seed\) \(0.4, 0\)"),
-        (clean_runs() + clean_runs(seeds=(0, 1), **LORA), r"method lora, .* lacks \(rate, seed\) \(0.1, 2\)"),
+        (clean_runs() + clean_runs(rates=(0.1, 0.2), **LORA), r"lora, .* lacks \(learning rate, seed\) \(0.4, 0\)"),
+        (clean_runs() + clean_runs(seeds=(0, 1), **LORA), r"method lora, .* lacks \(learning rate, seed\) \(0.1, 2\)"),
         ([*clean_runs(), Run("digits", optimizer="sgd", steps=7)], r"one budget; .* \(7, 64\), \(300, 64\)"),
         (clean_runs(attack="backdoor", poison_rate=0.1), "without an attack; got attack 'backdoor'"),
     ],
@@ -267,7 +267,10 @@ def test_examples_in_the_readme_are_what_the_code_takes(tmp_path, root):
     compile(slurm, "slurm.py", "exec")
     named = re.findall(r"^    python -m experiments (\w+)", text, re.MULTILINE)
     assert set(named) == {info.name or info.callback.__name__ for info in command.app.registered_commands}
-    run = Run("digits", optimizer="sgd", steps=1)
-    ResultsTable(tmp_path, "digits").append(command.execute([run]))
-    header = (tmp_path / "digits.csv").read_text().split("\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == header.split(",")
+    headers = []
+    for task in ("digits-exact", "digits"):
+        ResultsTable(tmp_path, task).append(command.execute([Run(task, optimizer="sgd", steps=1)]))
+        headers.append((tmp_path / f"{task}.csv").read_text().split("\n")[0].split(","))
+    documented = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert documented == headers[0]
+    assert [name for name in documented if name not in ("poisoned", "diverged")] == headers[1]

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import mpmath
 import pytest
 import scipy.integrate
 import scipy.stats
@@ -13,12 +14,16 @@ from strategies import gaussian, seeds
 
 from lorantk import (
     LoRA,
+    cosine_law,
     delta_matrix,
     information_bits,
     is_negative_semidefinite,
+    kernel_scale,
     marchenko_pastur_edges,
     mlp,
     nsd_variance_bound,
+    order_certificate,
+    order_interval,
     renyi_entropy,
 )
 from lorantk.spectra import marchenko_pastur_density, nsd_probability
@@ -182,4 +187,93 @@ GOOD = torch.tensor([1.0, 2.0], dtype=torch.float64)
 )
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
+        call()
+
+
+@given(st.integers(1, 300), st.floats(-1, 1))
+def test_mean_cosine_is_the_hypergeometric_function(rank, cosine):
+    ratio = math.exp(2 * (math.lgamma((rank + 1) / 2) - math.lgamma(rank / 2)))
+    square = mpmath.mpf(cosine) ** 2  # scipy's function loses eight digits beside 1
+    expected = float(cosine * 2 / rank * ratio * mpmath.hyp2f1(0.5, 0.5, rank / 2 + 1, square))
+    mean, absolute = cosine_law(rank, cosine)
+    assert mean == pytest.approx(expected, abs=1e-9)
+    assert abs(mean) <= absolute + 1e-12 <= 1 + 2e-12
+    assert cosine_law(rank, -cosine) == pytest.approx((-mean, absolute), abs=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 8])
+@pytest.mark.parametrize("cosine", [0.0, 0.3, -0.8])
+def test_cosines_of_gaussian_draws_follow_the_law(rank, cosine):
+    draws = 40_000
+    first, other = gaussian(2, draws, rank, seed=rank)
+    second = cosine * first + (1 - cosine**2) ** 0.5 * other
+    values = torch.nn.functional.cosine_similarity(first, second)
+    for sample, law in zip((values, values.abs()), cosine_law(rank, cosine), strict=True):
+        assert abs(sample.mean() - law) < 5 * sample.std() / draws**0.5 + 1e-9  # 5 standard errors: 6e-7 each
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 3), st.floats(0.1, 3))
+def test_order_interval_is_that_of_the_scaled_edges(rank, dimension, variance, scaling):
+    low, high = order_interval(rank, dimension, variance, scaling)
+    assert high == pytest.approx(scaling**2 * variance * (rank + dimension + 2 * (rank * dimension) ** 0.5))
+    assert low + high == pytest.approx(2 * scaling**2 * variance * (rank + dimension)) or rank < dimension
+    assert low <= kernel_scale(rank, variance, scaling) * (1 + 1e-12) <= high * (1 + 1e-12) + 1e-12
+    assert (low == 0) == (rank <= dimension or variance == 0) or low < 1e-9
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 3), seeds)
+def test_certificate_is_the_norm_of_the_operator_between_the_kernels(rank, fan_in, fan_out, scaling, seed):
+    A, B = gaussian(rank, fan_in, seed=seed), gaussian(fan_out, rank, seed=seed + 1)
+    P = torch.kron(torch.eye(fan_out).double(), A.T @ A) + torch.kron(B @ B.T, torch.eye(fan_in).double())
+    assert order_certificate(A, B, scaling) == pytest.approx(scaling**2 * torch.linalg.eigvalsh(P)[-1].item())
+    assert order_certificate(A, None, scaling) <= order_certificate(A, B, scaling)
+
+
+@given(st.lists(st.floats(1e-3, 1), min_size=2, max_size=6), st.floats(-0.2, 0.2), st.booleans())
+def test_renyi_entropy_is_exact_on_both_sides_of_order_one(weights, step, single):
+    p = torch.tensor(weights, dtype=torch.float32 if single else torch.float64)
+    with mpmath.workdps(60):
+        exact = [mpmath.mpf(v) for v in p.double().tolist()]
+        exact = [v / mpmath.fsum(exact) for v in exact]
+    for alpha in (1 + step, 1 + step * 1e-4, 1 + step * 1e-8):
+        with mpmath.workdps(60):
+            a = mpmath.mpf(alpha)
+            shannon = -mpmath.fsum(v * mpmath.log(v) for v in exact)
+            wanted = shannon if alpha == 1 else mpmath.log(mpmath.fsum(v**a for v in exact)) / (1 - a)
+        assert renyi_entropy(p, alpha, normalize=True).item() == pytest.approx(
+            float(wanted), rel=2e-6 if single else 1e-11
+        )
+
+
+def test_renyi_entropy_at_the_order_that_failed_in_single_precision():
+    p = torch.softmax(gaussian(50, seed=3), 0)
+    for dtype in (torch.float32, torch.float64):
+        assert renyi_entropy(p.to(dtype), 1 + 1e-8).item() == pytest.approx(
+            torch.special.entr(p).sum().item(), rel=1e-5
+        )
+
+
+def test_bits_are_nats_in_another_base():
+    spectrum = torch.tensor([4.0, 2.0, 0.5], dtype=torch.float64)
+    assert information_bits(spectrum, base=2).item() == pytest.approx(1.0)
+    assert information_bits(spectrum).item() == pytest.approx(math.log(2))
+    assert information_bits(spectrum, base=2, regularization=1.0).item() == pytest.approx(0.5 * math.log2(5 * 3 * 1.5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: order_interval(0, 3, 0.1), "rank must be at least 1"),
+        (lambda: order_interval(2, 0, 0.1), "dimension must be at least 1"),
+        (lambda: order_interval(2, 3, -0.1), "variance must be finite and at least 0"),
+        (lambda: kernel_scale(2, 0.1, 0.0), "scaling must be finite and above 0"),
+        (lambda: order_certificate(torch.ones(2, 3), torch.ones(4, 3)), "B must have as many columns"),
+        (lambda: order_certificate(torch.ones(2, 3) * math.nan), "A must be finite"),
+        (lambda: cosine_law(2, 1.5), "cosine must be at most 1"),
+        (lambda: cosine_law(2, math.nan), "cosine must be finite"),
+        (lambda: information_bits(torch.ones(2), base=1.0), "base must be finite and above 1"),
+    ],
+)
+def test_bad_arguments_of_the_laws_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

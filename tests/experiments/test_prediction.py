@@ -1,0 +1,104 @@
+"""Proxies against harm: tables in which one proxy orders the harm, one reverses it, and the rest say nothing."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments import prediction
+from experiments.prediction_figures import draw_clouds, draw_correlations, draw_step_and_rank
+from experiments.runs import harms
+
+POISON_RATES = {"untargeted": 0.3, "backdoor": 0.02}
+PROXIES = [column for group in prediction.GROUPS.values() for column in group]
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    """Twenty configurations of LoRA an optimizer and attack, and one of each other method."""
+    harm = np.arange(23) / 22
+    same = np.arange(23) * 7.0 % 23  # correlation with harm below 0.5
+    methods = ["lora"] * 20 + ["full", "matched", "head"]
+    parts = []
+    for optimizer, attack in itertools.product(("sgd", "adamw"), POISON_RATES):
+        part = pd.DataFrame(dict.fromkeys(PROXIES, same) | {"harm": harm, "method": methods})
+        part = part.assign(information_bits=harm**3, cosine=-harm, optimizer=optimizer, attack=attack)
+        parts.append(part.assign(learning_rate=0.1, rank=8.0, variance="peft", scaling="1"))
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_correlations_know_order_and_its_reverse(table: pd.DataFrame) -> None:
+    correlations = prediction.proxy_correlations(table, np.random.default_rng(0))
+    rows = prediction.correlation_table(correlations)
+    assert len(rows) == 4 * len(PROXIES)
+    by_name = rows[(rows.optimizer == "sgd") & (rows.attack == "backdoor")].set_index("proxy")
+    assert by_name.correlation["information bits"] == pytest.approx(1)
+    assert by_name.correlation["cosine"] == pytest.approx(-1)
+    assert by_name.kind["cosine"] == "scale-free"
+    assert (rows.configurations == 23).all()
+    best = prediction.best_proxy_of_each_kind(rows)
+    assert best.proxy.tolist() == ["information bits", "cosine"] * 4
+    assert best.better.all()
+    assert best["rank alone"].tolist() == pytest.approx([abs(by_name.correlation["rank"])] * 8)
+    labels = draw_correlations(correlations).axes[0].get_yticklabels()
+    assert [text.get_text() for text in labels][-2:] == ["rank", "trace × learning rate"]
+
+
+def test_clouds_have_one_handle_a_method(table: pd.DataFrame) -> None:
+    legend = draw_clouds(table).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["full", "matched", "head", "lora"]
+
+
+def test_one_learning_rate_is_that_of_the_method(table: pd.DataFrame) -> None:
+    rates = pd.DataFrame(
+        [{"method": "lora", "rank": np.nan, "variance": "peft", "scaling": "1", "optimizer": o, "learning_rate": 0.1}
+         for o in ("sgd", "adamw")]
+    )  # fmt: skip
+    table.loc[table.harm == 0, "learning_rate"] = 0.3
+    found = prediction.correlations_at_one_learning_rate(table, rates, np.random.default_rng(0))
+    assert set(found.configurations) == {19}  # twenty of LoRA, one of them at another learning rate
+    bits = found[found.proxy == "information bits"]
+    assert bits.correlation.tolist() == pytest.approx([1] * 4)
+    assert set(zip(found.optimizer, found.attack, strict=True)) == set(
+        itertools.product(("SGD", "AdamW"), ("flips", "backdoor"))
+    )
+
+
+def runs() -> pd.DataFrame:
+    """Backdoors that win 0.5 with full fine-tuning, 0.3 matched and 0.25 with LoRA; flips 0.1 less of each."""
+    rows: list[dict[str, Any]] = []
+    success = {"full": 0.5, "matched": 0.3, "lora": 0.25}
+    for (method, won), rank, seed in itertools.product(success.items(), (1.0, 8.0, 64.0), range(3)):
+        if method == "full" and rank > 1:
+            continue
+        fields = {"method": method, "rank": rank if method != "full" else np.nan, "seed": seed, "optimizer": "sgd"}
+        fields |= {"variance": "peft", "scaling": "1"} if method == "lora" else {"variance": np.nan, "scaling": np.nan}
+        fields |= {"steps": 300, "batch_size": 64, "learning_rate": 0.1}
+        attacks = [("none", 0.0, 0.0, 0.0), ("untargeted", 0.3, won - 0.1, 0.0), ("backdoor", 0.02, 0.0, won)]
+        for attack, share, lost, gained in attacks:
+            outcome = {"clean_accuracy": 0.9 - lost, "attack_success": gained}
+            rows.append(fields | {"attack": attack, "poison_rate": share} | outcome)
+    table = pd.DataFrame(rows)
+    return table.assign(id=table.index.astype(str))
+
+
+def test_configurations_carry_rank_and_step() -> None:
+    table = runs()
+    proxies = pd.DataFrame({"id": table.id, "fisher_trace": 2.0})
+    found = prediction.predicted_and_measured(table, proxies, POISON_RATES, 300)
+    assert len(found) == 2 * 7
+    assert set(found["trace × rate"]) == {0.2}
+    assert found[found.method == "matched"]["size of rank"].unique().tolist() == [256.0]
+    assert sorted(found[found.method == "lora"]["size of rank"].unique()) == [1.0, 8.0, 64.0]
+
+
+def test_what_lora_spares_is_step_plus_rank() -> None:
+    parts = prediction.step_and_rank(harms(runs()), POISON_RATES, 300)
+    rows = prediction.parts_table(parts)
+    assert rows.part.tolist()[:2] == ["flips, r = 1: step size", "flips, r = 1: low rank"]
+    assert rows.spared.tolist() == pytest.approx([0.2, 0.05] * 6)
+    assert draw_step_and_rank(parts).axes[0].get_xlabel() == "harm spared"
