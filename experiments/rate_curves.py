@@ -68,8 +68,8 @@ def _counted(attacked: pd.DataFrame, poison_rates: PoisonRates) -> pd.DataFrame:
     rows = attacked[attacked.poison_rate == attacked.attack.map(poison_rates)]
     rows = rows.sort_values(["attack", "optimizer", "learning_rate"], ascending=[False, False, True])
     samples = rows.groupby("attack").poisoned.max().astype(int)
-    names = {attack: f"harm, {n} {ATTACKS[str(attack)]}" for attack, n in samples.items()}
-    return rows.replace({"attack": names, "optimizer": WORDS})
+    names = {str(attack): f"harm, {n} {ATTACKS[str(attack)]}" for attack, n in samples.items()}
+    return rows.assign(attack=rows.attack.map(names), optimizer=rows.optimizer.map(WORDS))
 
 
 def doublings(attacked: pd.DataFrame, level: float, rng: np.random.Generator, draws: int = 1000) -> pd.DataFrame:
@@ -88,7 +88,9 @@ def doublings(attacked: pd.DataFrame, level: float, rng: np.random.Generator, dr
     for optimizer, rows in best.groupby("optimizer"):
         table = rows.pivot_table(index="seed", columns=["arm", "poisoned"], values="attack_success")
         again = rng.integers(len(table), size=(draws, len(table)))
-        crossings = {arm: _crossing(table.xs(arm, axis=1, level="arm"), level, again) for arm in ARMS.values()}
+        crossings = {
+            arm: _crossing(pd.DataFrame(table.xs(arm, axis=1, level="arm")), level, again) for arm in ARMS.values()
+        }
         for arm, dose in crossings.items():
             shift = np.log2(dose / crossings["full"])
             low, high = np.quantile(shift[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
