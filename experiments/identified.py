@@ -1,4 +1,4 @@
-"""What the first grid of `protocol.md` says of findings 1, 2 and 4: effects over learning rates, with four outcomes.
+"""What the first grid of `protocol.md` says of findings 1, 2 and 4: effects over learning rates.
 
 A *setting* is an optimizer, an attack and a dose. Statements ``finding-1``, ``finding-2``, ``finding-4``.
 """
@@ -6,19 +6,20 @@ A *setting* is an optimizer, an attack and a dose. Statements ``finding-1``, ``f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from evidence.decisions import decide
-from evidence.effects import Effect, EffectRange, slope_weights
+from evidence.effects import EffectRange, slope_weights
 
 from .admissible import Choices, choices, guessed, over_rates, performing, validation
+from .arms import WORDS
+from .digits import TRAIN
+from .family import MARGINS, Member
 from .runs import UNITS, harms
 
-MARGINS = {"untargeted": 0.02, "backdoor": 0.05}
-"""Attack -> size of an effect that does not matter: a fraction of accuracy, or of attack success."""
+HALVES = {"untargeted": "flips", "backdoor": "backdoor"}
+"""Attack -> the half of a finding that it speaks to."""
 
 RANK, CLASSES, WORKS = 8, 5, 0.5
 """LoRA's rank beside full fine-tuning; classes of the task; least attack success that makes a backdoor's setting."""
@@ -27,71 +28,29 @@ Arm = tuple[str, int | None]
 """Method and rank."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """An effect on a finding, with what it was decided by.
-
-    Parameters
-    ----------
-    finding, optimizer, attack : str
-    poison_rate : float
-    effect : EffectRange
-        Over admissible learning rates; oriented: positive is what the finding says.
-    margin : float
-        In the effect's unit.
-    primary : bool
-        Whether it enters the finding's verdict; the other doses are shown beside it.
-    failed : str
-        Why the setting failed; empty if it did not.
-    diverged : int
-        Runs behind the effect that diverged.
-    outcome : str
-        One of `evidence.decisions.OUTCOMES`, after the whole family was decided; empty before.
-    """
-
-    finding: str
-    optimizer: str
-    attack: str
-    poison_rate: float
-    effect: EffectRange
-    margin: float
-    primary: bool
-    failed: str
-    diverged: int
-    outcome: str = ""
-
-
-def decided(rows: Sequence[Row], others: Sequence[tuple[Effect, float]] = ()) -> list[Row]:
-    """The rows with their outcomes, in one family with `others`: effects of other sources and their margins."""
-    family = [(row.effect, row.margin) for row in rows] + list(others)
-    outcomes = decide(*zip(*family, strict=True))
-    return [
-        replace(row, outcome="inconclusive" if row.failed else outcome)
-        for row, outcome in zip(rows, outcomes, strict=False)
-    ]
-
-
-def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016) -> list[Row]:
-    """Undecided rows of findings 1, 2 and 4, by optimizer, attack and dose.
+def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016) -> list[Member]:
+    """Undecided members for findings 1, 2 and 4, by optimizer, attack and dose.
 
     Parameters
     ----------
     runs : DataFrame
         Recorded runs of one task and budget: full, head, and LoRA at several ranks with one variance and scaling.
     middle : float
-        The backdoor's dose whose effects are primary.
+        The backdoor's poison rate whose effects are primary.
     """
     table = validation(runs)
     attacked = harms(guessed(runs, CLASSES))
-    rows = []
+    members = []
     for (optimizer, attack, _), part in attacked.groupby(["optimizer", "attack", "poison_rate"]):
-        dose = float(part.poison_rate.iloc[0])
+        half = HALVES[str(attack)]
+        name = f"{WORDS[str(optimizer)]}, {part.poisoned.max():.0f} of {TRAIN}"
+        primary = half == "flips" or part.poison_rate.iloc[0] == middle
         setting = _Setting(part, table[table.optimizer == optimizer], str(attack))
-        primary = attack == "untargeted" or dose == middle
-        for finding, effect, failed, diverged in setting.effects():
-            margin = MARGINS[str(attack)]
-            rows.append(Row(finding, str(optimizer), str(attack), dose, effect, margin, primary, failed, diverged))
-    return rows
+        members += [
+            Member(finding, half, "digits", name, effect, MARGINS[half], primary, failed, diverged)
+            for finding, effect, failed, diverged in setting.effects()
+        ]
+    return members
 
 
 class _Setting:
@@ -158,17 +117,3 @@ class _Setting:
     @staticmethod
     def _of(rows: pd.DataFrame, method: str, rank: int | None) -> pd.DataFrame:
         return rows[(rows.method == method) & (rows["rank"].isna() if rank is None else rows["rank"] == rank)]
-
-
-def summary_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """The rows as a table: value at the best rates, range over admissible ones, interval that holds all, outcome."""
-    return pd.DataFrame([
-        {
-            "finding": row.finding, "optimizer": row.optimizer, "attack": row.attack, "poison_rate": row.poison_rate,
-            "effect": row.effect.name, "value": row.effect.value, "lowest": row.effect.lowest,
-            "highest": row.effect.highest, "low": row.effect.low, "high": row.effect.high,
-            "combinations": len(row.effect.members), "seeds": row.effect.n, "margin": row.margin,
-            "primary": row.primary, "diverged": row.diverged, "failed": row.failed, "outcome": row.outcome,
-        }
-        for row in rows
-    ])  # fmt: skip

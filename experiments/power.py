@@ -12,7 +12,8 @@ from scipy.stats import t
 from evidence.effects import LEVEL, Effect
 
 from .config import RESULTS
-from .identified import MARGINS
+from .family import MARGINS
+from .identified import HALVES
 from .runs import at_rate, effects_of_findings, harms
 from .table import ResultsTable
 
@@ -56,7 +57,7 @@ def plan(seeds: int = 20) -> pd.DataFrame:
             for finding, (effect,) in effects_of_findings(part, "", rank=8, tolerance=0.01).items():
                 if effect.unit == "share of variance":
                     continue
-                std, margin = SPANS.get(finding, 1.0) * spread(effect), MARGINS[str(attack)]
+                std, margin = SPANS.get(finding, 1.0) * spread(effect), MARGINS[HALVES[str(attack)]]
                 row = [finding, attack, task, optimizer, effect.n, std, detectable(std, seeds)]
                 rows.append([*row, power_negligible(std, seeds, margin)])
     columns = ["finding", "attack", "task", "optimizer", "seeds so far", "std", "detectable", "power negligible"]

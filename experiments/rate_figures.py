@@ -1,6 +1,6 @@
 """The figures of runs over learning rates and doses, and of the effects over admissible learning rates.
 
-Rows are those that the functions of `rate_curves` and `identified` return.
+Rows are those that the functions of `rate_curves` and `family` return.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from evidence.effects import EffectRange
 from evidence.figures import COLORS, curve_grid, subplots
 
-from .arms import WORDS
-from .identified import Row
+from .family import MARGINS, Member
 from .run_figures import LOOKS
 
 OUTCOMES = {"supported": "other", "reversed": "bound", "negligible": "theory", "inconclusive": "third"}
@@ -77,22 +77,25 @@ def draw_frontier(points: pd.DataFrame) -> Figure:
     return fig
 
 
-def draw_outcomes(rows: Sequence[Row]) -> Figure:
-    """Effects at the best rates (dots), their range over admissible ones (thick), and all intervals (thin)."""
-    fig, axes = subplots(1, 2, figsize=(7.2, 1.2 + 0.3 * len(rows)), width_ratios=[1, 1])
-    for ax, attack in zip(axes, ("untargeted", "backdoor"), strict=True):
-        mine = [row for row in rows if row.attack == attack]
-        margin = mine[0].margin
-        ax.axvspan(-margin, margin, color=COLORS["theory"], alpha=0.08, lw=0)
+def draw_outcomes(members: Sequence[Member]) -> Figure:
+    """Effects at the best rates (dots), their range over admissible ones (thick), and all intervals (thin).
+
+    The members are in one unit a half; the shaded band is within the margin.
+    """
+    halves = [[member for member in members if member.half == half] for half in MARGINS]
+    fig, axes = subplots(1, 2, figsize=(7.2, 1.0 + 0.42 * max(map(len, halves))))
+    for ax, mine in zip(axes, halves, strict=True):
+        ax.axvspan(-mine[0].margin, mine[0].margin, color=COLORS["theory"], alpha=0.08, lw=0)
         ax.axvline(0, color=COLORS["theory"], lw=1)
-        for place, row in enumerate(mine):
-            color = COLORS[OUTCOMES[row.outcome]]
-            ax.plot([row.effect.low, row.effect.high], [place, place], color=color, lw=1.2)
-            ax.plot([row.effect.lowest, row.effect.highest], [place, place], color=color, lw=4, alpha=0.5)
-            ax.plot(row.effect.value, place, "o", color=color)
-        names = [f"{row.finding[-1]}: {WORDS[row.optimizer]}\n{row.outcome}" for row in mine]
+        for place, member in enumerate(mine):
+            color, effect = COLORS[OUTCOMES[member.outcome]], member.effect
+            ax.plot([effect.low, effect.high], [place, place], color=color, lw=1.2)
+            if isinstance(effect, EffectRange):
+                ax.plot([effect.lowest, effect.highest], [place, place], color=color, lw=4, alpha=0.5)
+            ax.plot(effect.value, place, "o", color=color)
+        names = [f"{m.finding[-1]}: {m.setting.split(',')[0]}\n{m.outcome}" for m in mine]
         ax.set_yticks(range(len(mine)), names, fontsize=9)
         ax.set_ylim(len(mine) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
-        ax.set(title=WORDS[attack], xlabel=mine[0].effect.unit)
+        ax.set(title=mine[0].half, xlabel=mine[0].effect.unit)
     return fig

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from evidence.effects import Effect
-from experiments.identified import Row, decided, findings_of_grid, summary_of
+from experiments.family import Member, decided
+from experiments.identified import findings_of_grid
 
 Harm = Callable[[str, int | None, float], float]
 ARMS: list[tuple[str, int | None]] = [("full", None), ("head", None), ("lora", 1), ("lora", 8), ("lora", 64)]
@@ -37,13 +36,14 @@ def grid(
                         "optimizer": "sgd", "learning_rate": rate, "steps": 300, "batch_size": 64, "seed": seed,
                         "attack": attack, "poison_rate": dose, "clean_accuracy": accuracy(method) - lost + sum(noise),
                         "triggered_accuracy": 0.9, "attack_success": won + sum(noise), "diverged": 0,
+                        "poisoned": round(500 * dose),
                         "validation_accuracy": accuracy(method) - (rate > 0.2) + 10 * noise[0],
                     })  # fmt: skip
     return pd.DataFrame(rows).astype({"rank": "Int64"})
 
 
-def rows_of(runs: pd.DataFrame) -> dict[tuple[str, str, float], Row]:
-    return {(row.finding, row.attack, row.poison_rate): row for row in decided(findings_of_grid(runs))}
+def rows_of(runs: pd.DataFrame) -> dict[tuple[str, str, str], Member]:
+    return {(row.finding, row.half, row.setting.split()[1]): row for row in decided(findings_of_grid(runs))}
 
 
 def test_effects_point_the_way_of_the_finding() -> None:
@@ -55,7 +55,7 @@ def test_effects_point_the_way_of_the_finding() -> None:
     found = rows_of(runs)
     expected = {"finding-1": (0.18, 0.25), "finding-2": (0.24, 0.30), "finding-4": (None, 0.15)}
     for finding, values in expected.items():
-        for attack, dose, value in (("untargeted", 0.3, values[0]), ("backdoor", 0.016, values[1])):
+        for attack, dose, value in (("flips", "150", values[0]), ("backdoor", "8", values[1])):
             if value is None:
                 assert (finding, attack, dose) not in found
                 continue
@@ -63,7 +63,7 @@ def test_effects_point_the_way_of_the_finding() -> None:
             assert row.effect.value == pytest.approx(value, abs=0.005)
             assert row.outcome == "supported"
             assert row.primary
-    assert not found["finding-1", "backdoor", 0.006].primary
+    assert not found["finding-1", "backdoor", "3"].primary
     assert len(found) == 2 + 2 * 3
 
 
@@ -74,15 +74,15 @@ def test_an_effect_whose_sign_depends_on_the_rate_is_inconclusive() -> None:
     )
     runs.loc[runs.method.isin(["full", "head"]) & (runs.attack == "untargeted"), "clean_accuracy"] += 0.1
     found = rows_of(runs)
-    row = found["finding-1", "untargeted", 0.3]
+    row = found["finding-1", "flips", "150"]
     assert row.effect.lowest < -0.04 < 0.04 < row.effect.highest
     assert row.outcome == "inconclusive"
-    assert found["finding-1", "backdoor", 0.016].outcome == "negligible"
+    assert found["finding-1", "backdoor", "8"].outcome == "negligible"
 
 
 def test_a_backdoor_that_does_not_work_on_full_fine_tuning_decides_nothing() -> None:
     runs = grid(flips=lambda *_: 0.1, success=lambda method, rank, rate: 0.4 if rank is None else 0.1)
-    row = rows_of(runs)["finding-1", "backdoor", 0.016]
+    row = rows_of(runs)["finding-1", "backdoor", "8"]
     assert row.effect.low > 0.2
     assert row.failed == "attack success of full fine-tuning is 0.40"
     assert row.outcome == "inconclusive"
@@ -94,7 +94,7 @@ def test_a_method_below_the_head_decides_nothing() -> None:
         success=lambda *_: 0.9,
         accuracy=lambda method: 0.8 if method == "lora" else 0.95,
     )
-    row = rows_of(runs)["finding-1", "untargeted", 0.3]
+    row = rows_of(runs)["finding-1", "flips", "150"]
     assert row.failed.startswith("clean accuracy of LoRA r = 8 is 0.8")
     assert row.outcome == "inconclusive"
 
@@ -104,28 +104,7 @@ def test_runs_that_diverged_are_counted_as_guesses() -> None:
     lost = (runs["rank"] == 8) & (runs.attack == "untargeted") & (runs.seed == 3) & (runs.learning_rate == 0.1)
     runs.loc[lost, ["clean_accuracy", "attack_success", "triggered_accuracy"]] = np.nan
     runs.loc[lost, "diverged"] = 1
-    row = rows_of(runs)["finding-1", "untargeted", 0.3]
+    row = rows_of(runs)["finding-1", "flips", "150"]
     assert row.diverged == 1
     assert row.effect.n == 12
     assert max(row.effect.highest, -row.effect.lowest) == pytest.approx((0.85 - 0.2) / 12, abs=0.005)
-
-
-def test_effects_of_other_sources_belong_to_the_family() -> None:
-    runs = grid(flips=lambda *_: 0.1, success=lambda *_: 0.9)
-    rows = findings_of_grid(runs)
-    faint = replace(rows[0], effect=replace(rows[0].effect, members=(
-        Effect("e", 2.2, 0.0, 4.4, 40, error=1.0, freedom=39),
-    )), margin=0.5)  # fmt: skip
-    nothing = Effect("e", 0.0, -1.0, 1.0, 40, error=1.0, freedom=39)
-    assert decided([faint])[0].outcome == "supported"
-    assert decided([faint], [(nothing, 0.5)] * 9)[0].outcome == "inconclusive"
-
-
-def test_the_table_has_a_row_an_effect() -> None:
-    rows = decided(findings_of_grid(grid(flips=lambda *_: 0.1, success=lambda *_: 0.9)))
-    table = summary_of(rows)
-    assert len(table) == len(rows)
-    assert (table.low <= table.lowest).all()
-    assert (table.lowest <= table.value).all()
-    assert (table.value <= table.highest).all()
-    assert (table.highest <= table.high).all()

@@ -10,7 +10,8 @@ import pytest
 
 from experiments import rate_curves, rate_figures
 from experiments.arms import ARMS
-from experiments.identified import decided, findings_of_grid
+from experiments.family import decided
+from experiments.identified import findings_of_grid
 
 DOSES = {0.006: 3, 0.016: 8, 0.04: 20}
 LATE = {"full": 1.0, "head": 4.0, 1: 2.0, 8: 1.0, 64: 1.0}
@@ -100,9 +101,6 @@ def test_the_frontier_leaves_out_what_has_not_learned(attacked: pd.DataFrame) ->
 def test_outcomes_are_drawn_an_attack_a_panel(runs: pd.DataFrame) -> None:
     rows = [row for row in decided(findings_of_grid(runs)) if row.primary]
     flips, backdoor = rate_figures.draw_outcomes(rows).axes
-    assert [label.get_text() for label in flips.get_yticklabels()] == [
-        f"{row.finding[-1]}: {'SGD' if row.optimizer == 'sgd' else 'AdamW'}\n{row.outcome}"
-        for row in rows
-        if row.attack == "untargeted"
-    ]
+    names = [f"{row.finding[-1]}: {row.setting.split(',')[0]}\n{row.outcome}" for row in rows if row.half == "flips"]
+    assert [label.get_text() for label in flips.get_yticklabels()] == names
     assert backdoor.get_xlabel() == "attack success"
