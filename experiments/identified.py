@@ -38,26 +38,35 @@ def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016) -> list[Member]:
     middle : float
         The backdoor's poison rate whose effects are primary.
     """
+    return [
+        Member(finding, setting.half, "digits", setting.name, effect, MARGINS[setting.half], primary, failed, diverged)
+        for setting in settings(runs).values()
+        for primary in [setting.half == "flips" or setting.poison_rate == middle]
+        for finding, effect, failed, diverged in setting.effects()
+    ]
+
+
+def settings(runs: pd.DataFrame) -> dict[tuple[str, str, float], Setting]:
+    """The attacked runs by optimizer, attack and poison rate, diverged ones as guesses."""
     table = validation(runs)
-    attacked = harms(guessed(runs, CLASSES))
-    members = []
-    for (optimizer, attack, _), part in attacked.groupby(["optimizer", "attack", "poison_rate"]):
-        half = HALVES[str(attack)]
-        name = f"{WORDS[str(optimizer)]}, {part.poisoned.max():.0f} of {TRAIN}"
-        primary = half == "flips" or part.poison_rate.iloc[0] == middle
-        setting = _Setting(part, table[table.optimizer == optimizer], str(attack))
-        members += [
-            Member(finding, half, "digits", name, effect, MARGINS[half], primary, failed, diverged)
-            for finding, effect, failed, diverged in setting.effects()
-        ]
-    return members
+    groups = harms(guessed(runs, CLASSES)).groupby(["optimizer", "attack", "poison_rate"])
+    found = [Setting(part, table[table.optimizer == key[0]]) for key, part in groups]
+    return {(setting.optimizer, setting.attack, setting.poison_rate): setting for setting in found}
 
 
-class _Setting:
+class Setting:
     """Harm at one optimizer, attack and dose, arm by arm at its admissible rates."""
 
-    def __init__(self, rows: pd.DataFrame, table: pd.DataFrame, attack: str) -> None:
-        self.rows, self.table, self.attack = rows, table, attack
+    def __init__(self, rows: pd.DataFrame, table: pd.DataFrame) -> None:
+        self.rows, self.table = rows, table
+        first = rows.iloc[0]
+        self.optimizer, self.attack, self.poison_rate = (
+            str(first.optimizer),
+            str(first.attack),
+            float(first.poison_rate),
+        )
+        self.half = HALVES[self.attack]
+        self.name = f"{WORDS[self.optimizer]}, {rows.poisoned.max():.0f} of {TRAIN}"
         self.ranks = sorted(int(rank) for rank in rows["rank"].dropna().unique())
 
     def arm(self, method: str, rank: int | None = None, column: str = "harm") -> Choices:
@@ -70,7 +79,7 @@ class _Setting:
             arms = [arm for arm, weight in weights.items() if weight]
             harm = [self.arm(*arm) for arm in arms]
             effect = over_rates(harm, [weights[arm] for arm in arms], name, UNITS[self.attack])
-            found.append((finding, effect, self._failed(arms), sum(self._diverged(*arm) for arm in arms)))
+            found.append((finding, effect, self.failed(arms), sum(self._diverged(*arm) for arm in arms)))
         return found
 
     def _contrasts(self) -> dict[str, tuple[str, dict[Arm, float]]]:
@@ -95,7 +104,7 @@ class _Setting:
             found["finding-4"] = name, {("lora", following): 1.0, ("lora", lowest): -1.0}
         return found
 
-    def _failed(self, arms: Sequence[Arm]) -> str:
+    def failed(self, arms: Sequence[Arm]) -> str:
         """Why nothing can be said of these arms, by the protocol; empty if something can."""
         success = next(iter(self.arm("full", column="attack_success").values())).mean()
         if self.attack == "backdoor" and success < WORKS:
