@@ -15,10 +15,14 @@ import pandas as pd
 from evidence.decisions import decide
 from evidence.effects import Effect, EffectRange
 
+from .arms import WORDS
 from .published import Effects
 
 MARGINS = {"flips": 0.02, "backdoor": 0.05}
 """Half -> size of an effect that does not matter, in accuracy or attack success."""
+
+WORKS = 0.5
+"""Least attack success of full fine-tuning at which a backdoor has something to be spared."""
 
 
 @dataclass(frozen=True)
@@ -92,25 +96,55 @@ def published_members(effects: Effects, ranks: Sequence[float], variances: Seque
     ]
 
 
-def text_members(groups: Sequence[Mapping[str, list[Effect]]], doublings: float, decades: float) -> list[Member]:
+def failures(attacked: pd.DataFrame, by: Sequence[str]) -> dict[str, str]:
+    """Why a setting failed, for each that did, by its name in `arms.effects_by_group`.
+
+    Parameters
+    ----------
+    attacked : DataFrame
+        Of `runs.harms`, one learning rate a method.
+    by : sequence of str
+        Columns that make a setting, the attack among them.
+    """
+    found = {}
+    for keys, rows in attacked.groupby(list(by)):
+        full, head = (rows[rows.method == method] for method in ("full", "head"))
+        success, accuracy = full.attack_success.mean(), full.accuracy_without.mean()
+        name = ", ".join(WORDS[str(key)] for key in keys)
+        if rows.attack.iloc[0] == "backdoor" and success < WORKS:
+            found[name] = f"attack success of full fine-tuning is {success:.2f}"
+        elif accuracy < head.accuracy_without.mean():
+            found[name] = f"clean accuracy of full is {accuracy:.3f}, the head's {head.accuracy_without.mean():.3f}"
+    return found
+
+
+def text_members(
+    groups: Sequence[Mapping[str, list[Effect]]], failed: Mapping[str, str], doublings: float, decades: float
+) -> list[Member]:
     """The effects of the earlier runs on text, each at one learning rate a method; finding-3's shares are left out.
 
     Parameters
     ----------
     groups : sequence of mappings of finding to effects
         Of `arms.effects_by_group`.
+    failed : mapping
+        Of `failures`, by the same settings.
     doublings, decades : float
         Range of the ranks and of the variances: trends have the margin of the whole range, divided by it.
     """
     spans = {"finding-2": doublings, "finding-5": decades}
     return [
-        Member(finding, half, "text", effect.name.split(":")[0], effect, MARGINS[half] / spans.get(finding, 1.0))
+        Member(
+            finding, half, "text", setting, effect, MARGINS[half] / spans.get(finding, 1.0),
+            failed=failed.get(setting, ""),
+        )
         for found in groups
         for finding, effects in found.items()
         if finding != "finding-3"
         for effect in effects
-        for half in ["flips" if "flips" in effect.name.split(":")[0] else "backdoor"]
-    ]
+        for setting in [effect.name.split(":")[0]]
+        for half in ["flips" if "flips" in setting else "backdoor"]
+    ]  # fmt: skip
 
 
 def table(members: Iterable[Member]) -> pd.DataFrame:

@@ -15,14 +15,14 @@ from evidence.effects import EffectRange, slope_weights
 from .admissible import Choices, choices, guessed, over_rates, performing, validation
 from .arms import WORDS
 from .digits import TRAIN
-from .family import MARGINS, Member
+from .family import MARGINS, WORKS, Member
 from .runs import UNITS, harms
 
 HALVES = {"untargeted": "flips", "backdoor": "backdoor"}
 """Attack -> the half of a finding that it speaks to."""
 
-RANK, CLASSES, WORKS = 8, 5, 0.5
-"""LoRA's rank beside full fine-tuning; classes of the task; least attack success that makes a backdoor's setting."""
+RANK, CLASSES = 8, 5
+"""LoRA's rank beside full fine-tuning; classes of the task."""
 
 Arm = tuple[str, int | None]
 """Method and rank."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from evidence.effects import Effect, over_choices
-from experiments.family import Member, decided, published_members, table, text_members, verdicts
+from experiments.family import Member, decided, failures, published_members, table, text_members, verdicts
 
 
 def effect(value: float, error: float = 0.01, name: str = "e", unit: str = "accuracy") -> Effect:
@@ -53,11 +54,26 @@ def test_effects_on_text_keep_their_setting() -> None:
         "finding-2": [effect(0.1, name="mail, SGD, backdoor: harm per doubling of r")],
         "finding-3": [effect(0.1, name="mail, SGD, flips: share that k explains")],
     }]  # fmt: skip
-    members = text_members(groups, doublings=6, decades=2)
+    members = text_members(groups, {"mail, SGD, backdoor": "no"}, doublings=6, decades=2)
     assert [(m.finding, m.half, m.setting) for m in members] == [
         ("finding-1", "flips", "mail, SGD, flips"), ("finding-2", "backdoor", "mail, SGD, backdoor"),
     ]  # fmt: skip
     assert [m.margin for m in members] == pytest.approx([0.02, 0.05 / 6])
+    assert [m.failed for m in members] == ["", "no"]
+
+
+def test_settings_fail_by_success_and_by_accuracy() -> None:
+    rows = [
+        ("spam", "sgd", "backdoor", "full", 0.6, 0.9), ("spam", "sgd", "backdoor", "head", 0.1, 0.8),
+        ("spam", "adamw", "backdoor", "full", 0.4, 0.9), ("spam", "adamw", "backdoor", "head", 0.1, 0.8),
+        ("spam", "adamw", "untargeted", "full", 0.1, 0.7), ("spam", "adamw", "untargeted", "head", 0.1, 0.8),
+    ]  # fmt: skip
+    columns = ["task", "optimizer", "attack", "method", "attack_success", "accuracy_without"]
+    found = failures(pd.DataFrame(rows, columns=columns), ["task", "optimizer", "attack"])
+    assert found == {
+        "mail, AdamW, backdoor": "attack success of full fine-tuning is 0.40",
+        "mail, AdamW, flips": "clean accuracy of full is 0.700, the head's 0.800",
+    }
 
 
 def test_a_table_shows_ranges_and_intervals() -> None:
