@@ -14,7 +14,7 @@ from evidence.effects import EffectRange
 from evidence.figures import COLORS, curve_grid, subplots
 
 from .family import MARGINS, Member
-from .run_figures import LOOKS
+from .run_figures import ARM_LOOKS
 
 OUTCOMES = {"supported": "other", "reversed": "bound", "negligible": "theory", "inconclusive": "third"}
 """Outcome -> its colour among `COLORS`."""
@@ -22,13 +22,13 @@ OUTCOMES = {"supported": "other", "reversed": "bound", "negligible": "theory", "
 
 def draw_harm_over_rates(curves: pd.DataFrame) -> Figure:
     """Harm against the learning rate, a row an attack, a column an optimizer; filled markers are admissible."""
-    styles = {arm: look | {"marker": "", "lw": 1.3} for arm, look in LOOKS.items()}
+    styles = {arm: look | {"marker": "", "lw": 1.3} for arm, look in ARM_LOOKS.items()}
     fig, axes = curve_grid(
         curves, "learning_rate", row="attack", column="optimizer", line="arm", styles=styles, bars="half"
     )
     for (attack, optimizer), ax in axes.items():
         panel = curves[(curves.attack == attack) & (curves.optimizer == optimizer)]
-        for arm, look in LOOKS.items():
+        for arm, look in ARM_LOOKS.items():
             for admissible, part in panel[panel.arm == arm].groupby("admissible"):
                 face = look["color"] if admissible else "none"
                 ax.plot(
@@ -46,7 +46,7 @@ def draw_success_over_doses(curves: pd.DataFrame) -> Figure:
     """Attack success against the poisoned samples: at the best rate, with bands over admissible rates."""
     fig, axes = subplots(1, 2, figsize=(6.2, 3.2), sharey=True)
     for ax, (optimizer, panel) in zip(axes, curves.groupby("optimizer", sort=False), strict=True):
-        for arm, look in LOOKS.items():
+        for arm, look in ARM_LOOKS.items():
             part = panel[panel.arm == arm]
             ax.plot(part.samples, part["mean"], label=arm, **look | {"ms": 4})
             ax.fill_between(part.samples, part.lowest, part.highest, color=look["color"], alpha=0.12, lw=0)
@@ -65,7 +65,7 @@ def draw_frontier(points: pd.DataFrame) -> Figure:
     fig, axes = subplots(2, 2, figsize=(6.2, 5.4), sharey="row", sharex="col")
     for row, attack in zip(axes, attacks, strict=True):
         for ax, name in zip(row, axes_names, strict=True):
-            for arm, look in LOOKS.items():
+            for arm, look in ARM_LOOKS.items():
                 for optimizer, part in points[(points.attack == attack) & (points.arm == arm)].groupby("optimizer"):
                     face = look["color"] if optimizer == "AdamW" else "none"
                     label = arm if optimizer == "AdamW" else None

@@ -14,7 +14,7 @@ from .contrasts import method_cells, robustness, slope_cells, summarise
 from .published import NEAR_CLEAN, PANELS, RUNS, accuracy_sweeps
 
 Variants = dict[str, tuple[pd.DataFrame, str]]
-"""What is changed -> rows of published accuracies, and what of them is compared (a key of `contrasts.ARMS`)."""
+"""What is changed -> rows of published accuracies, and what of them is compared (a key of `contrasts.COMPARED`)."""
 
 
 def variants(figures: pd.DataFrame, collapsed: float) -> Variants:

@@ -153,7 +153,10 @@ def test_the_rate_of_a_method_is_the_best_on_average_over_its_ranks():
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        (clean_runs() + clean_runs(rates=(0.1, 0.2), **LORA), r"lora, .* lacks \(learning rate, seed\) \(0.4, 0\)"),
+        (
+            clean_runs() + clean_runs(rates=(0.1, 0.2), **LORA),
+            r"method lora, .* lacks \(learning rate, seed\) \(0.4, 0\)",
+        ),
         (clean_runs() + clean_runs(seeds=(0, 1), **LORA), r"method lora, .* lacks \(learning rate, seed\) \(0.1, 2\)"),
         ([*clean_runs(), Run("digits", optimizer="sgd", steps=7)], r"one budget; .* \(7, 64\), \(300, 64\)"),
         (clean_runs(attack="backdoor", poison_rate=0.1), "without an attack; got attack 'backdoor'"),
