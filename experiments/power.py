@@ -54,7 +54,8 @@ def plan(seeds: int = 20) -> pd.DataFrame:
         attacked = harms(_at_shared(runs[(runs.seed < 20) & (runs.steps == steps)], rates))
         usual = attacked[(attacked.poison_rate == np.where(attacked.attack == "backdoor", dose, 0.3))]
         for (optimizer, attack), part in usual.groupby(["optimizer", "attack"]):
-            for finding, (effect,) in effects_of_findings(part, "", rank=8, tolerance=0.01).items():
+            found = effects_of_findings(part, "", rank=8, tolerance=0.01).items()
+            for finding, effect in ((finding, effect) for finding, effects in found for effect in effects):
                 if effect.unit == "share of variance":
                     continue
                 std, margin = SPANS.get(finding, 1.0) * spread(effect), MARGINS[HALVES[str(attack)]]

@@ -47,7 +47,7 @@ DECISIVE = {
     "finding-1": "flips, extra loss of LoRA, these 4 tasks",
     "finding-2": "backdoor, loss, these 4 tasks",
     "finding-3": "backdoor, share that k explains",
-    "finding-4": "backdoor, r = 4 − higher ranks, these 4 tasks",
+    "finding-4": "backdoor, r = 4 − r = 8, these 4 tasks",
     "finding-5": "backdoor, loss, these 4 tasks",
 }
 """Finding -> the effect that the table of findings shows."""
@@ -253,10 +253,13 @@ def shares_in_words(shares: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
 
 
 def published_findings(effects: Effects, shares: Mapping[str, Sequence[Effect]], command: str) -> list[Finding]:
-    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it."""
+    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it.
+
+    Of finding-4 the comparison with the next rank alone: each number counts once.
+    """
     over_tasks: dict[str, list[Effect]] = {finding: [] for finding in DECISIVE}
-    for (finding, _), found in effects.items():
-        over_tasks[finding] += found[-2:]
+    for (finding, title), found in effects.items():
+        over_tasks[finding] += [] if "higher ranks" in title else found[-2:]
     over_tasks["finding-3"] = [found[-1] for found in shares.values()]
     return [
         Finding(finding, "published", over_tasks[finding], decisive, "published-effects", command)

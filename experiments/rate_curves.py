@@ -57,10 +57,9 @@ def frontier(attacked: pd.DataFrame, poison_rates: PoisonRates, least: float = 0
     """
     rows = _counted(attacked, poison_rates)
     keys = ["attack", "optimizer", "arm", "learning_rate", "admissible"]
-    means = rows.groupby(keys)[["accuracy_without", "poison_accuracy", "harm"]].mean()
+    means = rows.groupby(keys, sort=False)[["accuracy_without", "poison_accuracy", "harm"]].mean()
     names = {"accuracy_without": "clean accuracy", "poison_accuracy": "share of poison learned"}
-    means = means[means.accuracy_without >= least].rename(columns=names).reset_index()
-    return means.sort_values(["attack", "optimizer"], ascending=False, kind="stable").reset_index(drop=True)
+    return means[means.accuracy_without >= least].rename(columns=names).reset_index()
 
 
 def _counted(attacked: pd.DataFrame, poison_rates: PoisonRates) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def test_findings_stand_on_both_scopes(sweeps: dict[str, pd.DataFrame], seeds: p
     assert [e.name for e in shares["flips"]] == [*TASKS, "flips, share that k explains"]
     assert shares["backdoor"][-1].low > 0
     findings = published.published_findings(published.effects_by_task(sweeps, seeds), shares, "make notebook N=11")
-    assert [(f.id, len(f.effects)) for f in findings] == [(f"finding-{i}", n) for i, n in enumerate((4, 4, 2, 4, 4), 1)]
+    assert [(f.id, len(f.effects)) for f in findings] == [(f"finding-{i}", n) for i, n in enumerate((4, 4, 2, 2, 4), 1)]
     assert {f.verdict for f in findings} == {"supported"}
     assert published.shares_in_words(shares).index.tolist() == [*TASKS, "these tasks"]
 
