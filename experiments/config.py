@@ -26,7 +26,7 @@ LARGEST = 100_000
 """Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
-TASKS = ("digits", "spam", "reuters", *GLUE)
+TASKS = ("digits", "digits-exact", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
 CELL = ("task", *runs.ARM)
@@ -39,10 +39,11 @@ class Run:
 
     Parameters
     ----------
-    task : {"digits", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
+    task : {"digits", "digits-exact", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
     attack : {"none", "untargeted", "backdoor"}
     poison_rate : float
-        Probability with which a training label is flipped, or a training input gets the trigger and the target label.
+        Probability with which a training label is flipped, or a training input gets the trigger and the target label;
+        for "digits-exact" the exact share of training samples whose label changes.
     method : {"full", "lora", "head", "matched"}
         All weights; adapters and head; the head alone; or all weights, their learning rate times tr K_LoRA / tr K_FF
         of the adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.

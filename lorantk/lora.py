@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -264,15 +265,16 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adapter]:
+def read_peft(model: nn.Module | str | Path, adapter_name: str = "default") -> dict[str, Adapter]:
     """Adapters of a model made by ``peft.get_peft_model``, keyed by layer name of the model that was wrapped.
 
     Parameters
     ----------
-    model : peft.PeftModel
-        With LoRA on linear, Conv1D, convolutional or embedding layers.
+    model : peft.PeftModel, or a saved one: str or Path
+        With LoRA on linear, Conv1D, convolutional or embedding layers; or the folder that ``save_pretrained`` wrote, or
+        a .safetensors file as `lorantk.adapter_files.read_adapter` takes it.
     adapter_name : str
-        Which of its adapters to read.
+        Which of its adapters to read; one with a name of its own is saved in a folder of this name.
 
     Raises
     ------
@@ -286,12 +288,17 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     -----
     Statement ``eq-1``. A and B are the live parameters' values, detached; scaling is PEFT's (alpha/r or alpha/sqrt(r)).
     """
+    if isinstance(model, (str, Path)):
+        from .adapter_files import read_adapter
+
+        saved = read_adapter(model if adapter_name == "default" else Path(model) / adapter_name)
+        return {name: Adapter(*halves) for name, halves in saved.adapters.items()}
     try:
         import peft
     except ModuleNotFoundError as error:
         raise ImportError("read_peft needs the extra 'hf': pip install 'lorantk[hf]'") from error
     if not isinstance(model, peft.PeftModel):
-        raise TypeError(f"model must be a peft.PeftModel; got {type(model).__name__}")
+        raise TypeError(f"model must be a peft.PeftModel or the path of a saved one; got {type(model).__name__}")
     adapters = {}
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, peft.tuners.lora.LoraLayer) or adapter_name not in module.scaling:
