@@ -13,7 +13,7 @@ import pandas as pd
 from evidence.effects import Effect, contrast, random_effects, slope_weights
 from lorantk.batches import check_choice
 
-ARMS = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
+COMPARED = {"change": (1.0, -1.0), "poison": (1.0, 0.0), "clean": (0.0, 1.0)}
 """What is compared: the change that poison makes, or one arm alone; weights of the rows with poison and without."""
 
 
@@ -32,13 +32,13 @@ def method_cells(sweep: pd.DataFrame, near_clean: pd.DataFrame | None = None) ->
 
 
 def slope_cells(sweep: pd.DataFrame, x: pd.Series, arm: str = "change") -> pd.DataFrame:
-    """Least-squares slope on x, one value a row, of what `arm` names in `ARMS`."""
+    """Least-squares slope on x, one value a row, of what `arm` names in `COMPARED`."""
     slope = x.groupby([sweep.task, sweep.poison_rate > 0]).transform(slope_weights)
     return sweep.assign(weight=slope * _arm(sweep, arm))
 
 
 def rest_cells(sweep: pd.DataFrame, chosen: pd.Series, arm: str = "change") -> pd.DataFrame:
-    """Mean where `chosen` is true minus the mean elsewhere, of what `arm` names in `ARMS`."""
+    """Mean where `chosen` is true minus the mean elsewhere, of what `arm` names in `COMPARED`."""
     arms = [sweep.task, sweep.poison_rate > 0, chosen]
     share = chosen.map({True: 1.0, False: -1.0}) / chosen.groupby(arms).transform("size")
     return sweep.assign(weight=share * _arm(sweep, arm))
@@ -85,6 +85,6 @@ def summarise(cells: pd.DataFrame, name: str, unit: str = "accuracy") -> list[Ef
 
 
 def _arm(sweep: pd.DataFrame, arm: str) -> np.ndarray:
-    check_choice("arm", arm, ARMS)
-    poisoned, clean = ARMS[arm]
+    check_choice("arm", arm, COMPARED)
+    poisoned, clean = COMPARED[arm]
     return np.where(sweep.poison_rate > 0, poisoned, clean)

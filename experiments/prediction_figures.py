@@ -14,7 +14,7 @@ from evidence.figures import COLORS, forest, subplots
 from .arms import WORDS
 from .prediction import GROUPS, Correlations
 
-LOOKS = {"full": ("full", "D"), "matched": ("third", "^"), "head": ("theory", "v"), "lora": ("lora", "o")}
+METHOD_LOOKS = {"full": ("full", "D"), "matched": ("third", "^"), "head": ("theory", "v"), "lora": ("lora", "o")}
 """Method -> colour among `COLORS`, marker."""
 
 CLOUDS = {"information_bits": "information bits, nats", "cosine_noise": "noise of the cosine"}
@@ -41,7 +41,7 @@ def draw_clouds(table: pd.DataFrame) -> Figure:
     for row, attack in zip(axes, ("untargeted", "backdoor"), strict=True):
         for ax, (column, label) in zip(row, CLOUDS.items(), strict=True):
             for (method, optimizer), part in table[table.attack == attack].groupby(["method", "optimizer"]):
-                color, marker = LOOKS[str(method)]
+                color, marker = METHOD_LOOKS[str(method)]
                 face = COLORS[color] if optimizer == "adamw" else "none"
                 ax.plot(
                     part[column],
@@ -56,7 +56,7 @@ def draw_clouds(table: pd.DataFrame) -> Figure:
         row[0].set_ylabel(f"harm, {WORDS[attack]}")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     filled = {label.removesuffix(", adamw"): handle for label, handle in zip(labels, handles, strict=True)}
-    methods = [method for method in LOOKS if method in filled]
+    methods = [method for method in METHOD_LOOKS if method in filled]
     fig.legend([filled[method] for method in methods], methods, loc="outside lower center", ncols=4)
     return fig
 

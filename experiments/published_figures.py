@@ -12,11 +12,11 @@ from evidence.figures import COLORS, MARKERS, curve_grid, forest, subplots
 
 from .published import SCOPES, Effects, initialisations
 
-METHODS = {
+METHOD_LOOKS = {
     "FF": {"color": COLORS["full"], "marker": "o", "ms": 4},
     "LoRA": {"color": COLORS["lora"], "marker": "s", "ms": 4},
 }
-ARMS = {
+POISON_LOOKS = {
     "with poison": {"color": COLORS["lora"], "marker": "s", "ms": 4},
     "without": {"color": COLORS["theory"], "marker": "o", "ms": 4, "ls": "--"},
 }
@@ -27,7 +27,7 @@ ATTACKS = {"flips": "bound", "backdoor": "third"}
 
 def draw_accuracies(rows: pd.DataFrame, x: str, floors: pd.Series | None = None) -> Figure:
     """Curves of `published.accuracy_curves`, a row a task; `floors` are dotted where inputs carry the trigger."""
-    line, styles = ("method", METHODS) if x == "poison_rate" else ("arm", ARMS)
+    line, styles = ("method", METHOD_LOOKS) if x == "poison_rate" else ("arm", POISON_LOOKS)
     fig, axes = curve_grid(rows, x, row="task", column="experiment", line=line, styles=styles)
     for task, floor in ({} if floors is None else floors).items():
         axes[task, "backdoor, triggered"].axhline(floor, color=COLORS["bound"], ls=":", lw=1.4)
@@ -40,7 +40,7 @@ def draw_accuracies(rows: pd.DataFrame, x: str, floors: pd.Series | None = None)
 
 def draw_metrics(rows: pd.DataFrame, x: str) -> Figure:
     """Curves of `published.metric_curves`, a row a task: colour tells the arm, dashes the metric."""
-    arms: dict[str, dict[str, Any]] = METHODS if x == "poison_rate" else ARMS
+    arms: dict[str, dict[str, Any]] = METHOD_LOOKS if x == "poison_rate" else POISON_LOOKS
     thin = {"ms": 3, "lw": 1.3}
     styles = {
         f"{arm}, {metric}": look | thin | {"ls": ls} for arm, look in arms.items() for metric, ls in DASHES.items()
@@ -106,7 +106,7 @@ def draw_crossings(curves: Mapping[str, pd.DataFrame], crossings: pd.DataFrame) 
     """Each task's curve of `potency.curves_by_task` with its floor, its level and where the methods cross it."""
     fig, axes = subplots(2, 2, figsize=(6.2, 5.4), sharex=True)
     for ax, (task, curve) in zip(axes.flat, curves.items(), strict=False):
-        for marker, (name, look) in zip(MARKERS, METHODS.items(), strict=False):
+        for marker, (name, look) in zip(MARKERS, METHOD_LOOKS.items(), strict=False):
             mean, std = curve["mean"].loc[name], curve["std"].loc[name]
             ax.errorbar(mean.index, mean, std, marker=marker, color=look["color"], label=name, elinewidth=1)
         read = crossings[crossings.task == task]

@@ -17,12 +17,12 @@ from evidence.figures import COLORS, MARKERS, curve_grid, forest, subplots
 
 from .arms import ARMS, ATTACKS
 
-METHODS: dict[str, dict[str, Any]] = {
+METHOD_LOOKS: dict[str, dict[str, Any]] = {
     "full": {"color": COLORS["full"], "ls": "--"},
     "head": {"color": COLORS["theory"], "ls": ":"},
     "lora": {"color": COLORS["lora"], "marker": "o", "ms": 4},
 }
-LOOKS: dict[str, dict[str, Any]] = {
+ARM_LOOKS: dict[str, dict[str, Any]] = {
     "full": {"color": COLORS["full"], "ls": "--", "marker": "D"},
     "head": {"color": COLORS["theory"], "ls": ":", "marker": "v"},
     "LoRA, r = 1": {"color": COLORS["lora"], "marker": MARKERS[0]},
@@ -36,7 +36,7 @@ LEARNING_RATES = {"one rate": "one learning rate", "a rate each": "a learning ra
 
 def draw_ranks(curves: pd.DataFrame) -> Figure:
     """Harm against the rank, beside the levels of full fine-tuning and of the head alone."""
-    fig, axes = _curves(curves, "rank", "method", METHODS)
+    fig, axes = _curves(curves, "rank", "method", METHOD_LOOKS)
     for ax in axes:
         ax.set_xscale("log", base=2)
         ax.set_xticks([1, 4, 16, 64], ["1", "4", "16", "64"])
@@ -45,7 +45,7 @@ def draw_ranks(curves: pd.DataFrame) -> Figure:
 
 def draw_poison_rates(curves: pd.DataFrame) -> Figure:
     """Attack success of each arm against the poison rate."""
-    fig, axes = _curves(curves, "poison_rate", "arm", {arm: look | {"ms": 4} for arm, look in LOOKS.items()})
+    fig, axes = _curves(curves, "poison_rate", "arm", {arm: look | {"ms": 4} for arm, look in ARM_LOOKS.items()})
     for ax in axes:
         ax.set(xscale="log", xlabel="share of poisoned samples")
     return fig
@@ -75,7 +75,7 @@ def draw_scalings(curves: pd.DataFrame) -> Figure:
 
 def draw_budgets(curves: pd.DataFrame) -> Figure:
     """Harm of each arm against the number of steps."""
-    styles = {arm: look | {"ms": 4} for arm, look in LOOKS.items() if arm in set(curves.arm)}
+    styles = {arm: look | {"ms": 4} for arm, look in ARM_LOOKS.items() if arm in set(curves.arm)}
     fig, axes = _curves(curves, "steps", "arm", styles)
     for ax in axes:
         ax.set(xscale="log", xlabel="steps")
@@ -85,7 +85,7 @@ def draw_budgets(curves: pd.DataFrame) -> Figure:
 def draw_text(curves: pd.DataFrame) -> Figure:
     """Harm of each arm on text, one row a panel of attack and task."""
     places = {arm: place for place, arm in enumerate(ARMS.values())}
-    styles = {arm: look | {"ms": 5, "ls": ""} for arm, look in LOOKS.items()}
+    styles = {arm: look | {"ms": 5, "ls": ""} for arm, look in ARM_LOOKS.items()}
     fig, axes = _curves(curves.assign(place=curves.arm.map(places)), "place", "arm", styles, row="panel")
     for ax in axes:
         ax.set(xticks=[], xlabel="")

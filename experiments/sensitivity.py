@@ -14,11 +14,11 @@ from .contrasts import method_cells, robustness, slope_cells, summarise
 from .published import NEAR_CLEAN, PANELS, RUNS, accuracy_sweeps
 
 Variants = dict[str, tuple[pd.DataFrame, str]]
-"""What is changed -> rows of published accuracies, and what of them is compared (a key of `contrasts.ARMS`)."""
+"""What is changed -> rows of published accuracies, and what of them is compared (a key of `contrasts.COMPARED`)."""
 
 
 def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
-    """The published accuracies with one thing changed at a time.
+    """The published accuracies with one thing changed at a time; all from means, poison rates taken for independent.
 
     Parameters
     ----------
@@ -34,7 +34,6 @@ def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
         "collapsed points dropped": (without_collapsed_points(whole, collapsed), "change"),
         "without CoLA": (whole[whole.task != "CoLA"], "change"),
         "without rank 512": (whole[whole["rank"] != 512], "change"),
-        "deviation divides by runs": (whole.assign(std=whole["std"] * (RUNS / (RUNS - 1)) ** 0.5), "change"),
     }
 
 

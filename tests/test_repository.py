@@ -71,12 +71,12 @@ def test_the_weekly_rebuild_takes_the_newest_versions_and_publishes_nothing(work
 def test_the_report_of_what_moved_keeps_the_status_and_names_new_versions(root, tmp_path, status):
     (tmp_path / ".ci").mkdir()
     shutil.copy(root / ".ci" / "moved", tmp_path / ".ci")
-    (tmp_path / "constraints.txt").write_text("# exact\nnumpy==2.4.6\ntorch==2.13.0\n")
+    (tmp_path / "constraints.txt").write_text("# exact\nnumpy==2.4.6\npre-commit==4.7.0\ntorch==2.13.0\n")
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name, body in {
         "python": f'echo "$@: largest moved"; exit {status}',
-        "pip": "printf 'numpy==9.9\\ntorch==2.13.0+cpu\\n'",
+        "pip": "printf 'numpy==9.9\\npre_commit==4.7.0\\ntorch==2.13.0+cpu\\n'",
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{body}\n")
         (programs / name).chmod(0o755)
@@ -89,6 +89,7 @@ def test_the_report_of_what_moved_keeps_the_status_and_names_new_versions(root, 
     assert "book/regenerate.py --check: largest moved" in said
     assert "numpy==9.9" in said
     assert "torch" not in said
+    assert "commit" not in said
 
 
 def test_ci_lints_tests_and_checks(root):
