@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-
 from typing import Any
 
 import pandas as pd
@@ -73,7 +72,12 @@ def follow(
             raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
-            settings: dict[str, Any] = {"optimizer": rule[0], "learning_rate": rule[1], "scaling": lora.scaling, "seed": seed}
+            settings: dict[str, Any] = {
+                "optimizer": rule[0],
+                "learning_rate": rule[1],
+                "scaling": lora.scaling,
+                "seed": seed,
+            }
             row = settings | {"step": done, "loss": loss.item(), "accuracy": accuracy}
             tables.append(orders(adapted, model, x).assign(**row))
         steps.zero_grad()
