@@ -46,6 +46,10 @@ lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With,
 bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results (half an hour; peers in .venv-peers)
 	$(BIN)/python -m benchmarks
 
+pdf: book ## print the whole book into book/_build/lorantk.pdf (needs Chromium)
+	$(BIN)/pip install -q -c constraints.txt -e '.[pdf]'
+	$(BIN)/python book/pdf.py
+
 serve: book ## serve the book on http://127.0.0.1:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
 
@@ -65,4 +69,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference data sweep mutants lab bench serve lint clean
+.PHONY: help book check test figures notebook reference data sweep mutants lab bench pdf serve lint clean

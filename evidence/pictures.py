@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import textwrap
 import warnings
 from collections.abc import Mapping
 
@@ -10,6 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
+from matplotlib.legend import Legend
 
 INK, INK_DARK = "#20242a", "#e8e6e3"
 GRID, GRID_DARK = "#d8dade", "#43474e"
@@ -57,23 +60,33 @@ def stack_panels(fig: Figure) -> None:
     wide = fig.get_size_inches()
     panel = wide[1] / len({row for row, _ in places})
     height = NARROW / columns if matrices else min(max(panel, 0.5 * NARROW), 0.9 * NARROW)
-    for legend in fig.legends:
-        legend.set_ncols(1 if max(len(text.get_text()) for text in legend.get_texts()) > 18 else 2)
+    for legend in [*fig.legends, *(legend for ax in specs if (legend := ax.get_legend()))]:
+        if legend._ncols > 1:  # type: ignore[attr-defined]
+            _legend_below(fig, legend)
     _fit(fig, rows * height + 0.3)
 
 
+def _legend_below(fig: Figure, legend: Legend) -> None:
+    """Replace a legend of several columns by one below the panels, of two columns or, if its texts are long, one."""
+    texts = [text.get_text() for text in legend.get_texts()]
+    handles = [handle for handle in legend.legend_handles if handle is not None]
+    legend.remove()
+    columns = 1 if max(map(len, texts)) > 18 else 2
+    fig.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=9)
+
+
 def _fit(fig: Figure, height: float) -> None:
-    """Give the figure a phone's width and the least of some heights at which its layout has room for every panel."""
+    """Give the figure the least of some sizes, from a phone's width on, in which every panel has room."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="constrained_layout not applied")
-        for taller in (1.0, 1.25, 1.6, 2.0):
-            fig.set_size_inches(NARROW, taller * height)
+        for width, taller in itertools.product((NARROW, 1.3 * NARROW, 1.7 * NARROW), (1.0, 1.25, 1.6)):
+            fig.set_size_inches(width, taller * height)
             try:
                 fig.draw_without_rendering()
             except UserWarning:
                 continue
             return
-    raise ValueError(f"the panels of the figure must fit into {NARROW} inches of width: shorten their labels")
+    raise ValueError(f"a figure's panels must fit into {1.7 * NARROW:.1f} inches of width: shorten their labels")
 
 
 def _complete_labels(specs: Mapping[Axes, SubplotSpec]) -> None:
@@ -87,5 +100,6 @@ def _complete_labels(specs: Mapping[Axes, SubplotSpec]) -> None:
             ax.set_xlabel(next((other.get_xlabel() for other in column if other.get_xlabel()), ""))
         if not ax.get_title():
             ax.set_title(next((other.get_title() for other in column if other.get_title()), ""), fontsize=10.5)
+        ax.set_ylabel(textwrap.fill(ax.get_ylabel(), 26))
         if ax.axison:
             ax.tick_params(labelleft=True, labelbottom=True)
