@@ -261,7 +261,7 @@ def _console() -> Console:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", no_wrap=True)
     return table
 
 
