@@ -185,8 +185,7 @@ def _locate(path: Path) -> Path:
     pickles = sorted(f for f in path.iterdir() if f.suffix in PICKLES)
     if not found and pickles:
         raise ValueError(NO_PICKLE.format(pickles[0]))
-    names = ", ".join(f.name for f in found) or "none"
-    raise ValueError(f"path must hold one adapter, as .safetensors; {path} has {names}: give the file itself")
+    raise ValueError(f"path must hold one .safetensors; {path} has {len(found)}: give the file of the adapter itself")
 
 
 def _header(path: Path) -> dict[str, Any]:
