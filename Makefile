@@ -36,12 +36,19 @@ sweep: data ## train what is left of the desk's grids: make sweep [TASKS=spam GR
 	for task in $(TASKS); do $(BIN)/python -m experiments select $$task || exit 1; done
 	for grid in $(GRIDS); do $(BIN)/python -m experiments run $$grid || exit 1; done
 
+mutants: $(STAMP) ## make thirty small mistakes, one by one in a copy, and see which tests notice (half an hour)
+	PYTHONPATH=. $(BIN)/python tests/mutants/mutate.py
+
 lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With, Notebook)
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
 	$(BIN)/jupyter lab notebooks
 
 bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results (half an hour; peers in .venv-peers)
 	$(BIN)/python -m benchmarks
+
+pdf: book ## print the whole book into book/_build/lorantk.pdf (needs Chromium)
+	$(BIN)/pip install -q -c constraints.txt -e '.[pdf]'
+	$(BIN)/python book/pdf.py
 
 serve: book ## serve the book on http://127.0.0.1:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
@@ -62,4 +69,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference data sweep lab bench serve lint clean
+.PHONY: help book check test figures notebook reference data sweep mutants lab bench pdf serve lint clean

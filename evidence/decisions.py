@@ -41,6 +41,8 @@ def benjamini_hochberg(p: ArrayLike, level: float = FALSE_DISCOVERY) -> NDArray[
     """
     from statsmodels.stats.multitest import multipletests
 
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1; got {level}")
     values = np.asarray(p, dtype=float)
     if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"p must be one or more values in [0, 1]; got {values}")

@@ -37,7 +37,8 @@ class Effect:
     Raises
     ------
     ValueError
-        If the estimate is not finite or low <= high does not hold.
+        If the estimate is not finite, low <= high does not hold, n is below 1, the error is negative, or p is no
+        probability.
     """
 
     name: str
@@ -57,6 +58,12 @@ class Effect:
             raise ValueError(f"value of {self.name!r} must be finite; got {self.value}")
         if not self.low <= self.high:
             raise ValueError(f"low must be at most high; got {self.low} and {self.high} for {self.name!r}")
+        if self.n < 1:
+            raise ValueError(f"n of {self.name!r} must be at least 1; got {self.n}")
+        if self.error is not None and not self.error >= 0:
+            raise ValueError(f"error of {self.name!r} must be 0 or above; got {self.error}")
+        if self.p is not None and not 0 <= self.p <= 1:
+            raise ValueError(f"p of {self.name!r} must be from 0 to 1; got {self.p}")
 
     def __neg__(self) -> Self:
         """The effect with its sign reversed."""
@@ -108,6 +115,23 @@ class Effect:
         return self.error * float(brentq(lambda shift: nct.sf(critical, df, shift) - power, 0.0, 5 * critical + 10))
 
 
+def summaries(groups: Sequence[tuple[float, float, int]], name: str) -> tuple[NDArray[np.float64], ...]:
+    """Means, standard deviations and numbers of runs of groups, an array (k,) each.
+
+    Raises
+    ------
+    ValueError
+        If there is no group, a number is not finite, a deviation is negative, or a group has fewer than two runs.
+    """
+    table = np.array(list(groups), dtype=float)
+    if table.ndim != 2 or table.shape[1] != 3 or not np.isfinite(table).all():
+        raise ValueError(f"groups of {name!r} must be finite (mean, std, n), one or more; got {list(groups)}")
+    mean, std, n = table.T
+    if (std < 0).any() or (n < 2).any():
+        raise ValueError(f"groups of {name!r} must have a std of 0 or above and two runs or more; got {list(groups)}")
+    return mean, std, n
+
+
 def contrast(groups: Sequence[tuple[float, float, int]], weights: Sequence[float], name: str, unit: str = "") -> Effect:
     """Weighted sum of the means of independent groups, by Welch's t with Satterthwaite's degrees of freedom.
 
@@ -124,7 +148,7 @@ def contrast(groups: Sequence[tuple[float, float, int]], weights: Sequence[float
 
     if len(groups) != len(weights):
         raise ValueError(f"weights must match the {len(groups)} groups; got {len(weights)}")
-    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    mean, std, n = summaries(groups, name)
     share = np.square(weights) * std**2 / n
     value, error = float(np.dot(weights, mean)), float(np.sqrt(share.sum()))
     runs = int(n.sum())
@@ -170,12 +194,12 @@ def slope_weights(x: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     ValueError
-        If x holds fewer than two different values.
+        If x holds fewer than two different values, or one that is not finite.
     """
     values = np.asarray(x, dtype=float)
+    if values.ndim != 1 or not np.isfinite(values).all() or len(np.unique(values)) < 2:
+        raise ValueError(f"x must hold finite numbers, two different values or more; got {values.tolist()}")
     centred = values - values.mean()
-    if not centred.any():
-        raise ValueError(f"x must hold two different values or more; got {values.tolist()}")
     return centred / (centred**2).sum()
 
 

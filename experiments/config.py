@@ -16,11 +16,14 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from evidence.artifacts import CorruptFile
 from lorantk import LoRA
 from lorantk.batches import check_choice, check_integer, check_real
 
 from . import runs
 
+LARGEST = 100_000
+"""Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
 TASKS = ("digits", "digits-exact", "spam", "reuters", *GLUE)
@@ -83,6 +86,8 @@ class Run:
         check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), least)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, as torch's generators take it; got {self.seed}")
         object.__setattr__(self, "poison_rate", float(self.poison_rate))  # 1 and 1.0 are one run, with one id
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         if self.poison_rate > 1 or (self.poison_rate > 0) != (self.attack != "none"):
@@ -141,7 +146,10 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         Without such a file; on a block that is no mapping, an unknown or missing field, a value that `Run` refuses, or
         a learning rate that was not selected.
     """
-    blocks = yaml.safe_load(path.read_text())
+    try:
+        blocks = yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
         raise ValueError(f"{path} must map the names of blocks to mappings of fields")
     rates = functools.cache(lambda task: read_rates(results / f"rates-{task}.csv"))
@@ -149,6 +157,8 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     for name, block in blocks.items():
         try:
             grid[name] = [_run(point, rates) for point in _points(block)]
+        except CorruptFile:
+            raise
         except (TypeError, ValueError) as error:
             raise type(error)(f"block {name!r} of {path.name}: {error}") from error
     return grid
@@ -158,8 +168,13 @@ def read_rates(path: Path) -> dict[tuple[Any, ...], float]:
     """The selected learning rate of each cell, keyed by the values of the fields in `CELL`; empty without a file."""
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype={"variance": str, "scaling": str}, float_precision="round_trip").astype(object)
+    try:
+        table = pd.read_csv(path, dtype={"variance": str, "scaling": str}, float_precision="round_trip").astype(object)
+    except ValueError as error:  # as pandas' errors are
+        raise CorruptFile(path, 1, f"no table of learning rates: {error}") from error
     table = table.where(table.notna(), None)
+    if missing := {*CELL, "learning_rate"} - set(table.columns):
+        raise CorruptFile(path, 1, f"a table of learning rates has columns {', '.join(sorted(missing))} too")
     return {tuple(row[name] for name in CELL): row["learning_rate"] for row in table.to_dict("records")}
 
 
@@ -169,7 +184,7 @@ def cell(run: Run, **others: object) -> tuple[Any, ...]:
 
 
 def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = []
+    axes: list[list[dict[str, Any]]] = []
     for key, value in block.items():
         if key in ("adapters", "attacks", "methods"):
             if not isinstance(value, list) or not all(isinstance(point, dict) for point in value):
@@ -179,6 +194,10 @@ def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
             axes.append([{"seed": seed} for seed in _seeds(value)])
         else:
             axes.append([{key: entry} for entry in (value if isinstance(value, list) else [value])])
+        if not axes[-1]:
+            raise ValueError(f"{key} must hold at least one value; got {value!r}")
+    if (size := math.prod(map(len, axes))) > LARGEST:
+        raise ValueError(f"a block must come to at most {LARGEST} runs; got {size}")
     return [dict(itertools.chain(*(part.items() for part in parts))) for parts in itertools.product(*axes)]
 
 
@@ -186,6 +205,8 @@ def _seeds(text: object) -> range:
     match = re.fullmatch(r"(\d+)-(\d+)", str(text))
     if not match or int(match[1]) > int(match[2]):
         raise ValueError(f"seeds must be a range such as '0-19', both ends included; got {text!r}")
+    if int(match[2]) - int(match[1]) >= LARGEST:
+        raise ValueError(f"seeds must be at most {LARGEST} numbers; got {text!r}")
     return range(int(match[1]), int(match[2]) + 1)
 
 

@@ -91,6 +91,8 @@ def by_seed(runs: pd.DataFrame, column: str = "harm", **settings: object) -> pd.
     ValueError
         If there is no such row, two for one seed, or one that diverged.
     """
+    if unknown := {column, "seed", *settings} - set(runs.columns):
+        raise ValueError(f"runs must have columns {sorted(unknown)}; got {list(runs.columns)}")
     for name, value in settings.items():
         runs = runs[runs[name] == value]
     if runs.empty or runs.seed.duplicated().any() or runs[column].isna().any():

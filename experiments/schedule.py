@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Collection, Iterator, Sequence
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +24,13 @@ from .table import ResultsTable
 
 Job = Sequence[Run]
 console = Console(soft_wrap=True)
+
+
+class WorkersLost(RuntimeError):
+    """Processes that trained are gone, killed from outside; what to do about it."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__(f"{who}; rows in the tables are kept: run the same command again for what is left")
 
 
 def trainer(task: str) -> Any:
@@ -75,6 +89,10 @@ def sweep(
     ------
     ImportError
         If a scheduler is given and the extra ``distributed`` is not installed.
+    WorkersLost
+        If processes were killed; rows of finished jobs are in the tables.
+    CorruptFile
+        If a table is damaged.
     """
     todo = left(runs, results)
     parts = jobs(todo, size)
@@ -93,8 +111,45 @@ def sweep(
 
 def here(parts: Collection[Job], processes: int) -> Iterator[list[dict[str, Any]]]:
     """Results of each job as it finishes in one of `processes` processes."""
-    parallel = Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    yield from parallel(delayed(execute)(job) for job in parts)
+    return side_by_side(execute, parts, processes, "generator_unordered")
+
+
+def side_by_side(
+    function: Callable[[Any], Any], items: Collection[Any], processes: int, order: str = "generator"
+) -> Iterator[Any]:
+    """The function's value at each item, in `processes` processes that end when this one does; -1 for one a core.
+
+    `order` is joblib's: "generator" for that of the items, "generator_unordered" for that of arrival.
+
+    Raises
+    ------
+    WorkersLost
+        If one of the processes is killed.
+    """
+    parallel = Parallel(n_jobs=processes, return_as=order, pre_dispatch="2*n_jobs")
+    try:
+        yield from parallel(delayed(_with_driver)(os.getpid(), function, item) for item in items)
+    except BrokenProcessPool as error:
+        raise WorkersLost("a worker was killed, as for want of memory (fewer --jobs need less)") from error
+
+
+def _with_driver(driver: int, function: Callable[[Any], Any], item: Any) -> Any:
+    """The function's value, in a process that ends when its driver does."""
+    if os.getpid() != driver:
+        _end_with(driver)
+    return function(item)
+
+
+@functools.cache
+def _end_with(driver: int) -> None:
+    """Watch over the driver, this process's parent, from now on: a killed one cannot say that it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, Any]]]:
@@ -106,16 +161,24 @@ def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, 
         Without the extra ``distributed``, or if a worker cannot import this package.
     OSError
         If no scheduler answers at `address`.
+    WorkersLost
+        If the scheduler is gone, or a job has ended worker after worker.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError as error:
         raise ImportError("--scheduler needs the extra 'distributed': pip install 'lorantk[distributed]'") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # WorkersLost says it in one line
     with Client(address) as client:
         for worker, trouble in client.run(exec, f"import {__package__}", {}, on_error="return").items():
             if trouble is not None:
                 raise ImportError(f"worker {worker} must find the package {__package__}, by its PYTHONPATH: {trouble}")
         futures = [client.submit(execute, job, pure=False) for job in parts]
-        for future in as_completed(futures):
-            yield future.result()
-            future.release()
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+        except CancelledError as error:
+            raise WorkersLost(f"the scheduler at {address} is gone") from error
+        except KilledWorker as error:
+            raise WorkersLost(f"a job has ended worker after worker, as for want of memory ({error})") from error

@@ -53,7 +53,9 @@ def test_redrawn_means_agree_with_the_contrast():
 def test_pairs_need_not_agree_in_level():
     rng = np.random.default_rng(0)
     base = rng.normal(0, 10, 20)
-    ours = paired_contrast(np.column_stack([base + 1 + rng.normal(0, 0.1, 20), base]), [1, -1], "pair")
+    difference = 1 + rng.normal(0, 0.1, 20)
+    ours = paired_contrast(np.column_stack([base + difference, base]), [1, -1], "pair")
+    assert ours.error == pytest.approx(scipy.stats.sem(difference))
     assert 0.9 < ours.low < 1 < ours.high < 1.1
     same = paired_contrast(np.column_stack([base, base]), [1, -1], "none")
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)

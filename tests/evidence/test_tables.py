@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
@@ -20,6 +20,7 @@ from evidence.tables import (
     interval,
     join,
     number,
+    short,
     tally,
 )
 
@@ -42,7 +43,8 @@ class Text(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-@given(st.text())
+@given(st.text() | st.text("<>&;\"'/ab "))
+@example(HOSTILE)
 def test_any_text_comes_back_from_html_as_it_was(text):
     text = text.replace("\r", " ").replace("\0", " ")
     page = Text(cell_html((text, Badge(text, "holds"), Code(text), Link(text, text))))
@@ -106,3 +108,8 @@ def test_both_tables_in_a_terminal(root, tmp_path, monkeypatch):
     refused = CliRunner().invoke(app, [str(tmp_path)])
     assert refused.exit_code == 2
     assert "directory must hold claims and findings" in " ".join(refused.output.split())
+
+
+def test_cells_of_data_tables_are_short():
+    cells = [0.214737, 1008.0, 12345.6, 8.0, 1e-7, float("nan"), "text", 3]
+    assert [short(cell) for cell in cells] == ["0.2147", "1008", "12,346", "8", "1e-07", "n/a", "text", "3"]

@@ -92,6 +92,19 @@ def test_attacks_touch_the_share_they_name_and_pairs_share_their_data() -> None:
         assert abs(touched - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(y))
 
 
+@pytest.mark.parametrize(("answer", "success"), [("right", 0.0), ("target", 1.0)])
+def test_attack_success_counts_inputs_of_other_classes_only(answer: str, success: float) -> None:
+    run = runs_of(range(1), method="full", attack="backdoor", poison_rate=0.3)[0]
+    labels = digits.split(0).test[1]
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        known = labels if x.shape[1] == len(labels) and answer == "right" else torch.full(x.shape[1:2], digits.TARGET)
+        return F.one_hot(known, digits.WIDTHS[-1])[None].double()
+
+    metrics = digits._evaluate(model, [run], *stacked_data([run]))  # type: ignore[arg-type]
+    assert metrics["attack_success"].item() == success
+
+
 def test_divergence_is_not_a_number() -> None:
     row = digits.finetune(runs_of(range(1), method="full", learning_rate=1e4))[0]
     assert math.isnan(row["clean_accuracy"])
