@@ -181,7 +181,7 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
 
 
 def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> LayerFactors:
-    """`LayerFactors.from_model` for modules already chosen and a batch already checked, without layers that are never called."""
+    """`LayerFactors.from_model` for chosen modules and a checked batch, without layers that are never called."""
     _check_first_axis(model, x, modules)
     outputs, inputs, probes = _forward(model, x, modules)
     called = {name: module for name, module in modules.items() if probes[name]}

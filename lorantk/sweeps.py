@@ -124,7 +124,7 @@ def _products(
 
 
 def _write(targets: Sequence[tuple[Tensor, float]], products: Sequence[tuple[Tensor, Tensor]], rest: Tensor) -> None:
-    """Write factor * (rest + sum of products) to each (kernel, factor) in `targets`, some rows of all of them at a time.
+    """Write factor * (rest + sum of products) to each (kernel, factor) in `targets`, some rows of each at a time.
 
     Kernels are seen as (n1, C, n2 C), with C = 1 for the trace: rows of inputs are contiguous in all of them.
     """
