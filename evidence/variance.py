@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from functools import cache
+from itertools import combinations, product
 from typing import Self
 
 import numpy as np
@@ -62,13 +63,28 @@ def gap_between_groups(groups: Sequence[Group], name: str, unit: str = "") -> Le
 
 
 def gap_within_seeds(outcomes: ArrayLike, name: str, unit: str = "") -> LevelGap:
-    """Largest gap between the levels of outcomes (seeds, levels), by repeated measures with Greenhouse and Geisser's
-    correction."""
+    """Largest gap between the levels of outcomes (seeds, levels), by repeated measures.
+
+    The degrees of freedom carry Greenhouse and Geisser's correction.
+    """
     table = _checked(outcomes, name)
-    pairs = [
-        paired_contrast(table[:, list(two)], [1, -1], name, unit) for two in combinations(range(table.shape[1]), 2)
-    ]
-    return _gap(table.mean(axis=0), pairs, _repeated(table)[2], len(table), name, unit)
+    return gaps_within_seeds([[column] for column in table.T], name, unit)[0]
+
+
+def gaps_within_seeds(choices: Sequence[Sequence[ArrayLike]], name: str, unit: str = "") -> list[LevelGap]:
+    """`gap_within_seeds` at every combination of choices: for each level one outcome (seeds,) or several."""
+
+    @cache
+    def difference(a: tuple[int, int], b: tuple[int, int]) -> Effect:
+        pair = np.column_stack([choices[a[0]][a[1]], choices[b[0]][b[1]]])
+        return paired_contrast(pair, [1, -1], name, unit)
+
+    gaps = []
+    for chosen in product(*(range(len(level)) for level in choices)):
+        table = _checked(np.column_stack([choices[place][i] for place, i in enumerate(chosen)]), name)
+        pairs = [difference(a, b) for a, b in combinations(enumerate(chosen), 2)]
+        gaps.append(_gap(table.mean(axis=0), pairs, _repeated(table)[2], len(table), name, unit))
+    return gaps
 
 
 def variance_explained(groups: Sequence[Group], name: str) -> Effect:

@@ -17,6 +17,7 @@ from statsmodels.stats.oneway import anova_oneway
 from evidence.variance import (
     gap_between_groups,
     gap_within_seeds,
+    gaps_within_seeds,
     greenhouse_geisser,
     variance_explained,
     variance_explained_within,
@@ -100,6 +101,15 @@ def test_a_gap_is_the_difference_of_the_most_different_levels() -> None:
     assert gap.p_within(0.8) < 0.05
     with pytest.raises(TypeError, match="no other side"):
         gap.__neg__()
+
+
+def test_gaps_over_choices_are_those_of_each_combination() -> None:
+    rng = np.random.default_rng(10)
+    choices = [[rng.normal(size=SEEDS) for _ in range(n)] for n in (2, 1, 3)]
+    gaps = gaps_within_seeds(choices, "k")
+    tables = [np.column_stack([a, b, c]) for a in choices[0] for b in choices[1] for c in choices[2]]
+    assert gaps == [gap_within_seeds(table, "k") for table in tables]
+    assert [gap.value for gap in gaps] == pytest.approx([np.ptp(table.mean(axis=0)) for table in tables])
 
 
 def test_gaps_of_levels_that_are_alike_are_within_a_margin_and_seldom_shown() -> None:
