@@ -50,7 +50,7 @@ PRINTED: dict[str, tuple[str, str]] = {
     "cor-ideal": ("Corollary on full rank", r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty \Rightarrow M_\Delta \to 0\)"),
     "cor-ideal-kernel": (
         "Corollary on full rank",
-        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty \Rightarrow K_{LoRA} \to K_{ff}\)",
+        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty \Rightarrow K_{LoRA} \equiv K_{ff}\)",
     ),
     "thm-ib": ("Last theorem", r"\(M_\Delta \preceq 0 \Rightarrow \mathbf{IB}_{ff} \ge \mathbf{IB}_{LoRA}\)"),
     "thm-renyi": ("Last theorem", r"\(M_\Delta \preceq 0 \Rightarrow H_{\alpha,ff} \ge H_{\alpha,LoRA}\)"),
