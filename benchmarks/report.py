@@ -7,11 +7,10 @@ says why.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evidence.artifacts import committed
+from evidence.artifacts import committed, read_record
 from evidence.tables import Badge, Table, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
@@ -23,8 +22,7 @@ def benchmark(name: str) -> dict[str, Any]:
 
     On a page, write the name literally: the file is then part of what the chapter's hash covers.
     """
-    content: dict[str, Any] = json.loads(committed("benchmarks/results", name, ".json").read_text())
-    return content
+    return read_record(committed("benchmarks/results", name, ".json"))
 
 
 class CostTable:

@@ -6,12 +6,15 @@ import ast
 import hashlib
 import importlib.util
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
+
+from evidence.artifacts import CorruptFile
 
 PACKAGES = ("lorantk", "evidence", "experiments", "benchmarks")
 """Packages of the project, whose code a chapter's numbers depend on."""
@@ -39,17 +42,37 @@ class Chapter:
             cell["id"] = f"cell-{index}"
         return notebook
 
+    def code(self) -> list[str]:
+        """Sources of the code cells, all of which are Python.
+
+        Raises
+        ------
+        CorruptFile
+            If one is not.
+        """
+        sources = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
+        for source in sources:
+            try:
+                ast.parse(source)
+            except SyntaxError as error:
+                before = self.source.read_text().partition(source)[0]
+                raise CorruptFile(self.source, before.count("\n") + (error.lineno or 1), f"{error.msg}") from error
+        return sources
+
     def defaults(self) -> dict[str, Any]:
         """Values assigned in the cell tagged "parameters": literals, one per line."""
         for cell in self.read().cells:
             if "parameters" in cell.metadata.get("tags", []):
                 statements = ast.parse(cell.source).body
-                return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+                try:
+                    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+                except (AttributeError, ValueError) as error:
+                    raise CorruptFile(self.source, 1, f"parameters must be literals, one a line: {error}") from error
         return {}
 
     def content_hash(self, parameters: dict[str, Any]) -> str:
         """Hash of all that the chapter's numbers depend on: text, parameters, package code, data read, versions."""
-        cells = [cell.source for cell in self.read().cells if cell.cell_type == "code"]
+        cells = self.code()
         modules = imported_modules(self.root, cells)
         tables = [path for path in data_files(self.root, cells) if path.exists()]  # reading an absent one will fail
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
@@ -58,17 +81,34 @@ class Chapter:
         return digest.hexdigest()
 
     def recorded(self) -> dict[str, Any]:
-        """What the last good execution noted about itself: hash, seconds, figures, claims; empty if there is none."""
-        if not self.executed.exists():
+        """What the last good execution noted about itself: hash, seconds, files; empty if no notebook is there whole.
+
+        "files" maps each file that it wrote below book/_static to its SHA-256.
+        """
+        try:
+            noted = json.loads(self.executed.read_bytes())["metadata"]["lorantk"]
+            return {"hash": noted["hash"], "seconds": noted["seconds"], "files": dict(noted["files"])}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}
-        return dict(nbformat.read(self.executed, as_version=4).metadata.get("lorantk", {}))
+
+    def damaged(self) -> list[Path]:
+        """Files of the last execution that are no longer as it wrote them; the notebook if it is not whole."""
+        if not self.executed.exists():
+            return []
+        recorded = self.recorded()
+        if not recorded:
+            return [self.executed]
+        files = {self.root / "book" / "_static" / name: digest for name, digest in recorded["files"].items()}
+        return [path for path, digest in files.items() if _file_hash(path) != digest]
 
     def is_current(self) -> bool:
-        """Whether the executed notebook and all it wrote are there and belong to the present sources."""
-        recorded = self.recorded()
-        return recorded.get("hash") == self.content_hash(self.defaults()) and all(
-            (self.root / "book" / "_static" / path).exists() for path in recorded["files"]
-        )
+        """Whether the executed notebook and all it wrote are there, whole, and belong to the present sources."""
+        return self.recorded().get("hash") == self.content_hash(self.defaults()) and not self.damaged()
+
+
+def _file_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None if there is no such file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def foreign_packages(root: Path) -> dict[str, str]:
@@ -105,13 +145,37 @@ def parse_overrides(chapter: Chapter, settings: list[str]) -> dict[str, Any]:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        wanted = type(defaults[name])
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise ValueError(f"--set {name} must be of type {wanted.__name__}, as {defaults[name]!r} is; got {text!r}")
-        overrides[name] = value
+        overrides[name] = _like(name, value, defaults[name], _choices(chapter, name))
     return overrides
+
+
+def _like(name: str, value: Any, default: Any, choices: Collection[str]) -> Any:
+    """`value` if it may stand in for `default`: of its type, finite, above 0 or not below it as the default is."""
+    wanted = type(default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise ValueError(f"--set {name} must be of type {wanted.__name__}, as {default!r} is; got {value!r}")
+    if wanted is list:
+        if not value:
+            raise ValueError(f"--set {name} must hold at least one entry, as {default!r} does; got {value!r}")
+        return [_like(name, entry, default[0], choices) for entry in value]
+    if wanted in (int, float) and not (0 < value < 2**63 if default > 0 else 0 <= value < 2**63):
+        raise ValueError(
+            f"--set {name} must be {'above 0' if default > 0 else '0 or more'}, below 2**63; got {value!r}"
+        )
+    if wanted is str and value not in choices:
+        raise ValueError(f"--set {name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+    return value
+
+
+def _choices(chapter: Chapter, name: str) -> list[str]:
+    """Values of a text parameter: keys of the dictionaries that the chapter picks from with it, as {...}[name]."""
+    trees = [ast.parse(source) for source in chapter.code()]
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Subscript)]
+    picked = [node.value for node in nodes if isinstance(node.slice, ast.Name) and node.slice.id == name]
+    keys = [key for value in picked if isinstance(value, ast.Dict) for key in value.keys]
+    return list(dict.fromkeys(key.value for key in keys if isinstance(key, ast.Constant)))
 
 
 def data_files(root: Path, sources: list[str]) -> list[Path]:

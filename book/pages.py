@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cards import claim_card, finding_card
 
-from evidence.artifacts import write_atomically
+from evidence.artifacts import CorruptFile, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
 from evidence.findings import STYLES, load_findings, overall_verdicts
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
-from evidence.tables import Cell, Code, Link, cell_html, cell_markdown, join, tally
+from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, join, tally
 
 RESULTS_START, RESULTS_END = "<!-- results:start -->", "<!-- results:end -->"
 HEADLINES = ("thm-relation", "thm-nsd", "direction")
@@ -23,13 +24,18 @@ def write_generated_pages(root: Path) -> None:
     """Write book/claims.md, and what the front page and the page of tests include, from the book's own records."""
     book = root / "book"
     page = (book / "claims.template.md").read_text()
-    claims = [claim_card(record, claim_links(record)) for record in load_claims(book / "_static" / "claims")]
-    page = page.replace("{{ claims }}", "".join(claims))
-    page = page.replace("{{ findings }}", "".join(finding_cards(book / "_static" / "findings")))
+    cards = {
+        "claims": "".join(
+            claim_card(record, claim_links(record)) for record in load_claims(book / "_static" / "claims")
+        ),
+        "findings": "".join(finding_cards(book / "_static" / "findings")),
+    }
+    page = re.sub(r"\{\{ (claims|findings) \}\}", lambda match: cards[match[1]], page)
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
     write_atomically(book / "_generated" / "tests.md", tests())
+    write_atomically(book / "_generated" / "mistakes.md", mistakes(root / "tests" / "mutants" / "results.csv"))
 
 
 def finding_cards(directory: Path) -> list[str]:
@@ -44,9 +50,13 @@ def finding_cards(directory: Path) -> list[str]:
 
 def readme_with_results(root: Path) -> str:
     """README.md with its lines of results from the reference, which does not vary between machines."""
-    before, rest = (root / "README.md").read_text().split(RESULTS_START)
+    readme = (root / "README.md").read_text()
+    before, _, rest = readme.partition(RESULTS_START)
+    _, end, after = rest.partition(RESULTS_END)
+    if not end:
+        raise CorruptFile(root / "README.md", 1, f"must hold {RESULTS_START} and, after it, {RESULTS_END}")
     lines = "".join(f"- {cell_markdown(line)}\n" for line in results(root / "tests" / "reference"))
-    return f"{before}{RESULTS_START}\n{lines}{RESULTS_END}{rest.split(RESULTS_END)[1]}"
+    return f"{before}{RESULTS_START}\n{lines}{RESULTS_END}{after}"
 
 
 def results(directory: Path) -> list[Cell]:
@@ -87,6 +97,19 @@ def tests() -> str:
         code = f"```{{literalinclude}} ../{path}\n{options}```\n"
         sections.append(f"(test-{id})=\n## {id}\n\n{statement.text}. From `{path}`:\n\n{code}")
     return "\n".join(sections)
+
+
+def mistakes(path: Path) -> str:
+    """How many of the mistakes made on purpose the tests noticed when `make mutants` last ran, and which test did."""
+    header, *rows = table_rows(path, path.read_text()) if path.exists() else [["mistake", "file", "noticed by"]]
+    noticed = sum(bool(by) for *_, by in rows)
+    cells = [(what, Code(file), in_words(by) if by else "no test") for what, file, by in rows]
+    return f"{noticed} of {len(rows)} were noticed.\n\n{Table(header, cells).html()}\n"
+
+
+def in_words(name: str) -> str:
+    """What a test is named to hold: its name as pytest prints it, without the file, as words."""
+    return name.partition("::")[2].removeprefix("test_").replace("_", " ")
 
 
 def claim_links(record: Mapping[str, Any]) -> list[Link]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .artifacts import SOURCE_TREE
+from .artifacts import SOURCE_TREE, CorruptFile
 from .claims import claims_table
 from .findings import findings_table
 
@@ -26,8 +26,12 @@ def main(
     absent = [name for name in tables if not any((directory / name).glob("*.json"))]
     if absent:
         raise typer.BadParameter(f"directory must hold {' and '.join(absent)} as JSON files; got {directory}")
-    for name, table in tables.items():
-        table(directory / name, chapter).show(f"{name.capitalize()}, as computed")
+    try:
+        filled = {name: table(directory / name, chapter) for name, table in tables.items()}
+    except CorruptFile as error:
+        raise typer.BadParameter(str(error)) from error
+    for name, table in filled.items():
+        table.show(f"{name.capitalize()}, as computed")
 
 
 if __name__ == "__main__":

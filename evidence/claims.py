@@ -13,7 +13,6 @@ conclusion. The verdict is computed:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from lorantk.batches import check_choice
 
-from .artifacts import save_record
+from .artifacts import read_record, save_record
 from .statements import STATEMENTS
 from .tables import Badge, Cell, Code, Table, cell_html, interval, number
 
@@ -35,6 +34,8 @@ VERDICTS = {
     "holds with an amended condition": "amended",
     "fails as printed": "fails",
 }
+KEYS = ("id", "evidence", "decisive", "figure", "definition", "statement", "verdict", "chapter", "proof")
+"""What a saved claim holds."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,10 @@ class Claim:
         routes = {e.route for e in self.evidence}
         if len(routes) < 2:
             raise ValueError(f"evidence of {self.id!r} must come by two routes; got {sorted(routes)}")
-        check_choice("decisive", self.decisive, [e.name for e in self.evidence])
+        names = [e.name for e in self.evidence]
+        check_choice("decisive", self.decisive, names)
+        if len(set(names)) < len(names):
+            raise ValueError(f"evidence of {self.id!r} must have names of its own; got {names}")
         failed = [e for e in self.evidence if e.role != "printed" and not e.passes]
         if failed or (self.definition and self.verdict != "definition"):
             failed = failed or [e for e in self.evidence if not e.passes]
@@ -148,14 +152,22 @@ class Claim:
 
 
 def disagreement(first: Tensor, second: Tensor) -> float:
-    """Largest difference between two tensors of one shape, relative to the largest entry of the second."""
+    """Largest difference between two tensors of one shape, relative to the largest entry of the second.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ: one would be repeated to fit the other.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must have one shape; got {tuple(first.shape)} and {tuple(second.shape)}")
     return ((first - second).abs().max() / second.abs().max()).item()
 
 
 def load_claims(directory: Path) -> list[dict[str, Any]]:
     """Claims saved in `directory` as dictionaries, in the order of `STATEMENTS`."""
-    records = {path.stem: json.loads(path.read_text()) for path in directory.glob("*.json")}
-    return [records[id] for id in STATEMENTS if id in records]
+    paths = {id: directory / f"{id}.json" for id in STATEMENTS}
+    return [read_record(path, KEYS) for path in paths.values() if path.exists()]
 
 
 def claims_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:

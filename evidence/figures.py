@@ -149,6 +149,9 @@ def save(
         raise ValueError(f"alt must say what figure {name!r} shows; got an empty text")
     if frame.empty:
         raise ValueError(f"data of figure {name!r} must hold the plotted numbers; got no rows")
+    for declared in (tolerance or {}).values():
+        if set(declared) - set(TOLERANCE) or not all(value >= 0 for value in declared.values()):
+            raise ValueError(f"tolerance must hold rtol and atol, 0 or above; got {dict(declared)}")
     if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be lower-case letters a to z, digits and hyphens; got {name!r}")
     unknown = set(tolerance or {}) - set(frame.columns)

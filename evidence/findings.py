@@ -12,7 +12,6 @@ what the finding says. Readings and verdicts follow:
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 from lorantk.batches import check_choice
 
-from .artifacts import save_record
+from .artifacts import read_record, save_record
 from .effects import Effect
 from .statements import FINDINGS, SOURCES
 from .tables import Badge, Cell, Code, Table, cell_html, interval, join, number
@@ -39,6 +38,11 @@ STYLES = {
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
 """Declared agreement of effects across machines: double-precision arithmetic on recorded runs, explicit generators."""
+
+KEYS = (
+    "id", "source", "effects", "decisive", "figure", "command", "statement", "verdict", "chapter", "tolerance",
+)  # fmt: skip
+"""What a saved finding holds."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def verdict(readings: Sequence[str]) -> str:
 def load_findings(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """Findings saved in `directory`, by (id, source), in the order of `FINDINGS` and `SOURCES`."""
     paths = {(id, source): directory / f"{id}.{source}.json" for id in FINDINGS for source in SOURCES}
-    return {pair: json.loads(path.read_text()) for pair, path in paths.items() if path.exists()}
+    return {pair: read_record(path, KEYS) for pair, path in paths.items() if path.exists()}
 
 
 def missing_findings(directory: Path) -> list[str]:

@@ -59,7 +59,13 @@ def parametric_bootstrap(
     draws : int
         How many; with 4000 the ends of the interval are known to about 3 % of its width.
     """
+    if n < 2 or draws < 1:
+        raise ValueError(f"n must be 2 or more and draws 1 or more; got {n} and {draws} for {name!r}")
     centre, scale = np.asarray(mean, dtype=float), np.asarray(std, dtype=float) / n**0.5
+    if centre.shape != scale.shape or not np.isfinite(centre).all() or not (scale >= 0).all():
+        raise ValueError(
+            f"mean and std of {name!r} must be finite, std 0 or above, of one shape; got {mean!r}, {std!r}"
+        )
     values = statistic(centre + scale * rng.standard_t(n - 1, (draws, *centre.shape)))
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     runs = n * centre.size
@@ -94,5 +100,10 @@ def poison_rate_at(poison_rates: ArrayLike, accuracy: NDArray[np.float64], level
     """
     from scipy.optimize import isotonic_regression
 
+    rates = np.asarray(poison_rates, dtype=float)
+    if not (rates[:1] > 0).all() or not (np.diff(rates) > 0).all():
+        raise ValueError(f"poison_rates must increase and be above 0; got {rates.tolist()}")
+    if accuracy.ndim != 2 or accuracy.shape[1:] != rates.shape or not np.isfinite(accuracy).all():
+        raise ValueError(f"accuracy must be finite, of shape (draws, {len(rates)}); got {accuracy.shape}")
     fits = [isotonic_regression(curve, increasing=False).x for curve in accuracy]
-    return np.exp([np.interp(-level, -fit, np.log(np.asarray(poison_rates, dtype=float))) for fit in fits])
+    return np.exp([np.interp(-level, -fit, np.log(rates)) for fit in fits])

@@ -99,10 +99,40 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.counterexamples.test_thm_nsd_one_by_one",
     ),
+    "thm-nsd-eigenvalues": Statement(
+        "M has r eigenvalues σₐ² n, and the others are 0",
+        "lorantk.spectra.delta_matrix",
+        "lorantk.spectra.test_delta_matrix_has_the_singular_values_of_A",
+    ),
     "cor-ideal": Statement(
         "At r = n and σₐ² = 1/n the matrix M converges to 0",
         "lorantk.spectra.delta_matrix",
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
+    ),
+    "cor-ideal-kernel": Statement(
+        "At r = n and σₐ² = 1/n LoRA's kernel converges to full fine-tuning's",
+        "lorantk.spectra.order_interval",
+        "experiments.order.test_the_order_ends_where_rank_and_dimension_reach_the_fan_in",
+    ),
+    "order-on-data": Statement(
+        "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
+        "lorantk.spectra.order_interval",
+        "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
+    ),
+    "order-in-training": Statement(
+        "At every step LoRA's kernel is below full fine-tuning's where s²(‖A‖² + ‖B‖²) is at most 1",
+        "lorantk.spectra.order_certificate",
+        "experiments.certificate.test_the_ratio_never_exceeds_the_certificate",
+    ),
+    "kernel-scale": Statement(
+        "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+        "lorantk.spectra.kernel_scale",
+        "experiments.adam.test_the_mean_kernel_over_draws_has_the_scale_of_the_law",
+    ),
+    "adam-kernel": Statement(
+        "Adam's step moves the outputs by a preconditioned kernel, its first step by signs, with s once",
+        "experiments.adam.predicted_movement",
+        "experiments.adam.test_the_next_step_of_adamw_is_predicted_to_first_order",
     ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",

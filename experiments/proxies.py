@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
 from rich.progress import track
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from lorantk.fisher import loss_gram
 
 from . import digits
 from .config import Run
+from .schedule import side_by_side
 
 CLEAN, POISONED, DRIFT = 96, 48, 32
 """Inputs behind the Fisher information, poisoned ones beside them, and those whose kernel is followed."""
@@ -30,7 +30,7 @@ CLEAN, POISONED, DRIFT = 96, 48, 32
 def measure(runs: Sequence[Run], jobs: int) -> pd.DataFrame:
     """`proxies` of each run, a row a run, in the order of their ids; `jobs` processes, -1 for one a core."""
     once = sorted({run.id: run for run in runs}.items())
-    rows = Parallel(n_jobs=jobs, return_as="generator")(delayed(_alone)(run) for _, run in once)
+    rows = side_by_side(_alone, [run for _, run in once], jobs)
     return pd.DataFrame(list(track(rows, "proxies", total=len(once))))
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Collection, Iterator, Sequence
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +25,16 @@ Job = Sequence[Run]
 console = Console(soft_wrap=True)
 
 
+class WorkersLost(RuntimeError):
+    """Processes that trained are gone, killed from outside; what to do about it."""
+
+    def __init__(self, who: str) -> None:
+        super().__init__(f"{who}; rows in the tables are kept: run the same command again for what is left")
+
+
 def trainer(task: str) -> Any:
     """The module whose `finetune` and `together` serve this task."""
-    return importlib.import_module(f"{__package__}.{'digits' if task == 'digits' else 'text'}")
+    return importlib.import_module(f"{__package__}.{'digits' if task.startswith('digits') else 'text'}")
 
 
 def execute(job: Job) -> list[dict[str, Any]]:
@@ -46,11 +59,12 @@ def left(runs: Sequence[Run], results: Path) -> list[Run]:
 
 
 def jobs(runs: Sequence[Run], size: int) -> list[Job]:
-    """Groups of at most `size` runs that can train as one, in the order of their first runs."""
+    """Groups of at most `size` runs that can train as one, by seed: what a stopped grid leaves is whole seeds first."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault((run.task, *trainer(run.task).together(run)), []).append(run)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    parts = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return sorted(parts, key=lambda part: part[-1].seed)
 
 
 def sweep(
@@ -74,6 +88,10 @@ def sweep(
     ------
     ImportError
         If a scheduler is given and the extra ``distributed`` is not installed.
+    WorkersLost
+        If processes were killed; rows of finished jobs are in the tables.
+    CorruptFile
+        If a table is damaged.
     """
     todo = left(runs, results)
     parts = jobs(todo, size)
@@ -92,8 +110,45 @@ def sweep(
 
 def here(parts: Collection[Job], processes: int) -> Iterator[list[dict[str, Any]]]:
     """Results of each job as it finishes in one of `processes` processes."""
-    parallel = Parallel(n_jobs=processes, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    yield from parallel(delayed(execute)(job) for job in parts)
+    return side_by_side(execute, parts, processes, "generator_unordered")
+
+
+def side_by_side(
+    function: Callable[[Any], Any], items: Collection[Any], processes: int, order: str = "generator"
+) -> Iterator[Any]:
+    """The function's value at each item, in `processes` processes that end when this one does; -1 for one a core.
+
+    `order` is joblib's: "generator" for that of the items, "generator_unordered" for that of arrival.
+
+    Raises
+    ------
+    WorkersLost
+        If one of the processes is killed.
+    """
+    parallel = Parallel(n_jobs=processes, return_as=order, pre_dispatch="2*n_jobs")
+    try:
+        yield from parallel(delayed(_with_driver)(os.getpid(), function, item) for item in items)
+    except BrokenProcessPool as error:
+        raise WorkersLost("a worker was killed, as for want of memory (fewer --jobs need less)") from error
+
+
+def _with_driver(driver: int, function: Callable[[Any], Any], item: Any) -> Any:
+    """The function's value, in a process that ends when its driver does."""
+    if os.getpid() != driver:
+        _end_with(driver)
+    return function(item)
+
+
+@functools.cache
+def _end_with(driver: int) -> None:
+    """Watch over the driver, this process's parent, from now on: a killed one cannot say that it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, Any]]]:
@@ -105,9 +160,11 @@ def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, 
         Without the extra ``distributed``, or if a worker cannot import this package.
     OSError
         If no scheduler answers at `address`.
+    WorkersLost
+        If the scheduler is gone, or a job has ended worker after worker.
     """
     try:
-        from distributed import Client, as_completed
+        from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError as error:
         raise ImportError("--scheduler needs the extra 'distributed': pip install 'lorantk[distributed]'") from error
     with Client(address) as client:
@@ -115,6 +172,11 @@ def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, 
             if trouble is not None:
                 raise ImportError(f"worker {worker} must find the package {__package__}, by its PYTHONPATH: {trouble}")
         futures = [client.submit(execute, job, pure=False) for job in parts]
-        for future in as_completed(futures):
-            yield future.result()
-            future.release()
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+        except CancelledError as error:
+            raise WorkersLost(f"the scheduler at {address} is gone") from error
+        except KilledWorker as error:
+            raise WorkersLost(f"a job has ended worker after worker, as for want of memory ({error})") from error

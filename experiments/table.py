@@ -1,7 +1,8 @@
 """Results of one task as a table on disk that only grows: a row a run, each at most once.
 
-Rows are appended in one write under a lock, so that drivers side by side cannot interleave. A last line
-without its newline is one that a kill cut short: readers skip it and the next append removes it.
+Rows are appended in one write under a lock, so that drivers side by side cannot interleave. A last line without its
+newline is one that a kill cut short: readers skip it and the next append removes it. Any other line that is no row is
+refused.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from evidence.artifacts import write_atomically
+from evidence.artifacts import CorruptFile, table_rows, write_atomically
 
 from .config import Run
 
@@ -102,7 +103,23 @@ class ResultsTable:
     def _whole(self) -> str:
         """Text of the file up to its last newline."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        return data[: data.rfind(b"\n") + 1].decode()
+        try:
+            text = data[: data.rfind(b"\n") + 1].decode()
+        except UnicodeDecodeError as error:
+            raise CorruptFile(self.path, 1 + data[: error.start].count(b"\n"), "no text in UTF-8") from error
+        self._check(text)
+        return text
+
+    def _check(self, text: str) -> None:
+        """Refuse a text in which a row is no row: what an edit, a merge or a damaged disk leaves."""
+        header, *rows = table_rows(self.path, text) or [["id", *_settings()]]
+        if missing := {"id", *_settings()} - set(header):
+            raise CorruptFile(self.path, 1, f"the header lacks {', '.join(sorted(missing))}")
+        numbers = [(i, name) for i, name in enumerate(header) if TYPES.get(name) != "str"]
+        for line, row in enumerate(rows, 2):
+            for i, name in numbers:
+                if row[i] and not _is_number(row[i]):
+                    raise CorruptFile(self.path, line, f"{name} must be a number; got {row[i]!r}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -115,6 +132,14 @@ class ResultsTable:
 
 def _settings() -> list[str]:
     return [field.name for field in fields(Run) if field.name != "task"]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _metrics(row: Mapping[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from .kernels import lora_ntk_sweep, ntk
 from .limits import infinite_width_ntk
 from .lora import Adapter, LoRA, attach, read_peft
 from .models import mlp
+from .operators import TangentKernel
 from .spectra import (
     cosine_law,
     delta_matrix,
@@ -28,6 +29,7 @@ __all__ = [
     "Adapter",
     "LayerFactors",
     "LoRA",
+    "TangentKernel",
     "attach",
     "cosine_law",
     "delta_matrix",

@@ -8,13 +8,15 @@ Statements ``eq-3``, ``eq-4``. Source: Liang et al. (2025); Gu et al. (2019) for
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, check_integer, check_pair, check_tensor, join
+from .batches import Batch, check_integer, check_pair, check_real, check_seed, check_tensor, join
 from .fisher import loss_gram
+from .kernels import Selection
 
 
 def flip_labels(y: Tensor, rate: float, classes: int, seed: int = 0) -> Tensor:
@@ -60,6 +62,7 @@ def insert_trigger(
     """
     check_tensor("x", x, ndim=2)
     check_integer("target", target, 0)
+    check_real("value", value, minimum=-sys.float_info.max)
     _check_labels(y, None)
     if len(y) != len(x):
         raise ValueError(f"y must hold one label for each of the {len(x)} inputs; got {len(y)}")
@@ -80,6 +83,7 @@ def gradient_alignment(
     *,
     layers: str | Sequence[str] | None = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
     cosine: bool = False,
 ) -> Tensor:
@@ -87,7 +91,7 @@ def gradient_alignment(
 
     Parameters
     ----------
-    model, loss, layers, method, max_memory
+    model, loss, layers, method, select, max_memory
         As in `lorantk.fisher_spectrum`.
     clean, poisoned : pairs (x, y)
         Inputs (n_c, ...), (n_p, ...), or mappings of tensors, with their labels.
@@ -110,7 +114,7 @@ def gradient_alignment(
     (x_clean, y_clean), (x_poisoned, y_poisoned) = clean, poisoned
     check_pair(model, x_clean, x_poisoned, ("clean inputs", "poisoned inputs"))
     x, y = join(x_clean, x_poisoned), torch.cat([y_clean, y_poisoned])
-    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, select=select, max_memory=max_memory)
     if cosine:
         norms = gram.diagonal().clamp(min=0.0).sqrt()
         norms = norms.where(norms > 0, 1.0)
@@ -122,7 +126,7 @@ def _choose(n: int, rate: float, seed: int) -> tuple[Tensor, torch.Generator]:
     """Which of n samples are poisoned, each with probability `rate`, and the generator for further draws."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
         raise ValueError(f"rate must be a number from 0 to 1; got {rate!r}")
-    check_integer("seed", seed, 0)
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(n, generator=generator) < rate, generator
 

@@ -8,12 +8,13 @@ tensor (n, C), or an object that holds it as ``logits``, as the models of transf
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from tqdm import tqdm
 
 Batch: TypeAlias = "Tensor | Mapping[str, Tensor]"
@@ -45,6 +46,20 @@ def join(x1: Batch, x2: Batch) -> Batch:
     return {name: torch.cat([t, tensors(x2)[name]]) for name, t in x1.items()}
 
 
+def collect(x: Any) -> Any:
+    """A batch as it is; batches from an iterable, such as a DataLoader, as one."""
+    if isinstance(x, (Tensor, Mapping, str)) or not isinstance(x, Iterable):
+        return x
+    batches = [b[0] if isinstance(b, (list, tuple)) and len(b) == 1 else b for b in x]
+    if not batches or not all(isinstance(b, (Tensor, Mapping)) for b in batches):
+        return x  # refused by check_batch
+    parts = [tensors(b) for b in batches]
+    if any(p.keys() != parts[0].keys() for p in parts):
+        raise ValueError(f"batches must hold the same tensors; got {[sorted(p) for p in parts]}")
+    joined = {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    return joined.get("", joined)
+
+
 def map_inputs(function: Callable[..., dict[str, Tensor]], x: Batch, *labels: Tensor) -> dict[str, Tensor]:
     """`function` of each input, as a batch of one, and of its labels: its tensors stacked along a new first axis.
 
@@ -67,13 +82,86 @@ def call(model: nn.Module, x: Batch, values: Mapping[str, Tensor] | None = None)
         If the outputs are not a tensor of shape (n, C).
     """
     args, kwargs = ((x,), {}) if isinstance(x, Tensor) else ((), dict(x))
-    outputs = model(*args, **kwargs) if values is None else functional_call(model, dict(values), args, kwargs)
+    with nullcontext() if values is None else substituted(model, values):
+        outputs = model(*args, **kwargs)
     outputs = getattr(outputs, "logits", outputs)
     n = size(x)
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != n:
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"model must map {n} inputs to a tensor of shape ({n}, C); got {given}")
     return outputs
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Context after which `model` holds the tensors that it held before, in every layer, whatever happened inside.
+
+    Layers that write into themselves when they are called, such as those with weight_norm or PEFT's attention, would
+    keep what a failed or transformed call wrote.
+    """
+    layers = list(model.modules())
+    parameters, buffers = [dict(m._parameters) for m in layers], [dict(m._buffers) for m in layers]
+    attributes = [{k: v for k, v in vars(m).items() if isinstance(v, Tensor)} for m in layers]
+    try:
+        yield
+    finally:
+        for module, own, buffer, kept in zip(layers, parameters, buffers, attributes, strict=True):
+            for key in [k for k, v in vars(module).items() if isinstance(v, Tensor) and k not in kept]:
+                del vars(module)[key]
+            vars(module).update(kept)
+            pairs: list[tuple[Any, Any]] = [(module._parameters, own), (module._buffers, buffer)]
+            for held, before in pairs:
+                if held.keys() != before.keys() or any(held[k] is not v for k, v in before.items()):
+                    held.clear()
+                    held.update(before)
+
+
+@contextmanager
+def substituted(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Context in which `model` has the tensors in `values` in place of its parameters of these names.
+
+    A parameter or layer that is shared, under whatever names, is substituted once and for all of them.
+    (torch.func.functional_call leaves substitutes behind in a layer with two names: pytorch issue 164759.)
+    """
+    named = dict(model.named_parameters())
+    new: dict[int, Any] = {id(named[name]): value for name, value in values.items()}
+    with restored(model):
+        for module in model.modules():
+            module._parameters.update({key: new[id(p)] for key, p in module._parameters.items() if id(p) in new})
+        yield
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative difference between round-off and a wrong value: sqrt(eps), but 1e-5 in float64.
+
+    Models such as T5 and Llama compute parts in float32 whatever their dtype: 1e-7 to 1e-6 is their round-off.
+    """
+    return max(float(torch.finfo(dtype).eps ** 0.5), 1e-5)
+
+
+def check_alone(model: nn.Module, x: Batch) -> None:
+    """Raise ValueError unless outputs are the same when asked twice, and for one input alone as in the batch.
+
+    Sixteen inputs are tried: dropout outside of modules, noise and models that mix the inputs of a batch are seen.
+    """
+    check_deterministic(model)
+    with torch.no_grad():
+        few = take(x, slice(0, 16))
+        try:
+            first, again, alone = call(model, few), call(model, few), call(model, take(x, slice(0, 1)))
+        except (RuntimeError, IndexError) as error:  # wrong width, integers for numbers, tokens it does not know
+            raise ValueError(f"model must accept the batch and one input of it; it raised: {error}") from error
+    largest = first.abs().max().item()
+    gaps = {
+        "gives other outputs when called again": (again - first).abs().max().item(),
+        "gives an input other outputs alone than in a batch": (alone - first[:1]).abs().max().item(),
+    }
+    for fault, gap in gaps.items():
+        if not gap <= tolerance(first.dtype) * largest:
+            raise ValueError(
+                f"model must be deterministic, input by input: it {fault} (by {gap:.1e}, outputs reach {largest:.1e}); "
+                "is it in training mode? Call model.eval() first"
+            )
 
 
 def check_deterministic(model: nn.Module) -> None:
@@ -105,13 +193,15 @@ def check_batch(name: str, x: object, model: nn.Module) -> None:
         raise ValueError(f"{name} must hold at least one tensor; got an empty mapping")
     if not isinstance(x, (Tensor, Mapping)):
         raise TypeError(f"{name} must be a torch.Tensor or a mapping of names to tensors; got {type(x).__name__}")
-    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    floating = [p for p in model.parameters() if p.is_floating_point()]
+    reference = next(iter(floating), None)
     rows = set()
     for key, tensor in tensors(x).items():
         label = f"{name}[{key!r}]" if key else name
         rows.add(len(check_tensor(label, tensor, floating=False)))
         if reference is not None and tensor.is_floating_point():
-            check_same_kind(label, tensor, "the model", reference)
+            same = next((p for p in floating if p.dtype == tensor.dtype), reference)  # PEFT mixes dtypes
+            check_same_kind(label, tensor, "the model", same)
         elif reference is not None and tensor.device != reference.device:
             raise TypeError(f"{label} is on {tensor.device} but the model is on {reference.device}: use one device")
     if len(rows) > 1:
@@ -150,6 +240,13 @@ def check_integer(name: str, value: object, minimum: int) -> None:
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}; got {value}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise TypeError unless `seed` is an int, ValueError unless it is from 0 to 2^63 - 1."""
+    check_integer("seed", seed, 0)
+    if isinstance(seed, int) and seed >= 2**63:
+        raise ValueError(f"seed must be below 2**63; got {seed}")
 
 
 def check_real(name: str, value: object, *, minimum: float, exclusive: bool = False) -> None:

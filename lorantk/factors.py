@@ -12,15 +12,15 @@ Statements ``eq-2``, ``lem-lora-ntk``. Source: Jacot et al. (2018), appendix; No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.normalization import LayerNorm
 
-from .batches import Batch, call, check_batch, check_deterministic, size, take
-from .layers import adaptable_layers, kind, listed, prefactor
+from .batches import Batch, call, check_alone, check_batch, size, take, tolerance
+from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,68 @@ class LayerFactors:
             that it calls on something else than the batch.
         """
         check_batch("x", x, model)
-        check_deterministic(model)
-        return factors_of(model, x, adaptable_layers(model, layers))
+        modules = adaptable_layers(model, layers)
+        with torch.inference_mode(False), torch.enable_grad():
+            check_alone(model, x)
+            factors = factors_of(model, x, modules)
+            never = [name for name in modules if name not in factors.kinds]
+            if never:
+                raise ValueError(f"layers must be called by the model's forward pass; never called: {never}")
+            uses = {f"{name}.weight" if name else "weight": (name, "weight") for name in modules}
+            factors.check(model, x, uses)
+        return factors
 
     def take(self, rows: slice) -> LayerFactors:
         """The factors of the inputs in `rows`."""
         activations = {name: a[rows] for name, a in self.activations.items()}
         cotangents = {name: g[rows] for name, g in self.cotangents.items()}
         return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
+
+    def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
+        """Compare gradients made from the factors of the first input with those that autograd gives.
+
+        Parameters
+        ----------
+        model : nn.Module
+            The model that the factors are of.
+        x : Tensor (n, ...) or mapping of Tensor
+            The batch that they are of.
+        uses : mapping of parameter name to (layer name, "weight" or "bias")
+
+        Raises
+        ------
+        NotLayerwise
+            Where they differ: masks, hooks, subclasses or other uses of a weight that the layer's class does not show.
+        """
+        cotangent, wanted = gradient(model, x, uses)
+        size = max((g.norm().item() for g in wanted.values()), default=0.0)
+        for parameter, (name, which) in uses.items():
+            grad = wanted[parameter]
+            made = self._gradient(model.get_submodule(name), name, which, cotangent, grad)
+            gap, tol = (made - grad).norm().item(), tolerance(grad.dtype)
+            if not gap <= tol * (grad.norm().item() + size / 100):
+                raise NotLayerwise(
+                    f"{parameter!r} is not used as the {which} of a {type(model.get_submodule(name)).__name__} alone: "
+                    f"its gradient from layer factors differs from autograd's by {gap:.1e}, its norm being "
+                    f"{grad.norm().item():.1e}"
+                )
+
+    def _gradient(self, layer: nn.Module, name: str, which: str, cotangent: Tensor, like: Tensor) -> Tensor:
+        """Gradient of cotangent . F(first input) by a layer's weight or bias, in the shape of `like`."""
+        if name not in self.kinds:  # never called
+            return torch.zeros_like(like)
+        a, g = self.activations[name][0], self.cotangents[name][0].to(like.dtype)
+        g = torch.einsum("c,cto->to", cotangent.to(like.dtype), g)
+        if which == "bias":
+            return g.sum(0).reshape(like.shape)
+        if self.kinds[name] == "embedding":
+            kept = a >= 0
+            return torch.zeros_like(like).index_add_(0, a[kept], g[kept])
+        a = a.to(like.dtype)
+        if self.kinds[name] == "scale":
+            return (g * a).sum(0).reshape(like.shape)
+        product = g.T @ a
+        return product.reshape(like.shape) if is_rowwise(layer) else product.T
 
     def project(self, matrices: dict[str, Tensor]) -> LayerFactors:
         """Factors of B in W + B A at B = 0: activations A a in place of a, for the layers in `matrices`."""
@@ -87,6 +141,32 @@ class LayerFactors:
         return LayerFactors(self.outputs, activations, cotangents, dict.fromkeys(matrices, "linear"))
 
 
+class NotLayerwise(ValueError):
+    """The factors of a model's layers do not give its gradients; another method may."""
+
+
+def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    """A cotangent v (C,) and the gradient of v . F of the first input by each parameter, by autograd alone.
+
+    Frozen parameters are differentiated too, and left frozen. v is drawn with a fixed seed.
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    tensors = {name: named[name] for name in parameters}
+    frozen = [p for p in tensors.values() if not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_(True)
+        with torch.enable_grad():
+            outputs = call(model, take(x, slice(0, 1)))[0]
+        cotangent = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
+        found = torch.autograd.grad(outputs @ cotangent, list(tensors.values()), allow_unused=True)
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+    pairs = zip(tensors.items(), found, strict=True)
+    return cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
 def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> LayerFactors:
     """`LayerFactors.from_model` for modules already chosen and a batch already checked."""
     _check_first_axis(model, x, modules)
@@ -95,10 +175,11 @@ def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> Lay
     probes: dict[str, list[Tensor]] = {name: [] for name in modules}
 
     def record(name: str, module: nn.Module) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> Tensor:
             y = y.expand(n, *y.shape[1:])  # position embeddings are looked up once for the whole batch
             probe = torch.zeros_like(y, requires_grad=True)  # dF/dprobe is dF/dy, whether or not W is frozen
-            inputs[name].append(_features(module, args[0].detach().expand(n, *args[0].shape[1:])))
+            a = args[0] if args else next(iter(kwargs.values()))
+            inputs[name].append(_features(module, a.detach().expand(n, *a.shape[1:])))
             probes[name].append(probe)
             return y + probe
 
@@ -106,14 +187,11 @@ def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> Lay
 
     with torch.enable_grad(), hooked({name: record(name, module) for name, module in modules.items()}, modules):
         outputs = call(model, x)
-    never = [name for name in modules if not probes[name]]
-    if never:
-        raise ValueError(f"layers must be called by the model's forward pass; never called: {never}")
-
+    modules = {name: module for name, module in modules.items() if probes[name]}  # the others have no gradient
     flat = [probe for name in modules for probe in probes[name]]
     C = outputs.shape[1]
     stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in flat]
-    for c in range(C):
+    for c in range(C if flat else 0):
         grads = torch.autograd.grad(outputs[:, c].sum(), flat, retain_graph=c + 1 < C, allow_unused=True)
         for cotangent, g in zip(stacked, grads, strict=True):
             cotangent[:, c] = 0 if g is None else g  # None: this output does not depend on this call of the layer
@@ -121,7 +199,7 @@ def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> Lay
     cotangents = {
         name: _join([_positions(module, next(per_probe)) for _ in probes[name]], 2) for name, module in modules.items()
     }
-    activations = {name: _join(found, 1) for name, found in inputs.items()}
+    activations = {name: _join(inputs[name], 1) for name in modules}
     return LayerFactors(outputs.detach(), activations, cotangents, {name: str(kind(m)) for name, m in modules.items()})
 
 
@@ -129,7 +207,7 @@ class hooked:
     """Context in which forward hooks are set, and after which they are gone."""
 
     def __init__(self, hooks: dict[str, Callable[..., Tensor | None]], modules: dict[str, nn.Module]) -> None:
-        self.handles = [modules[name].register_forward_hook(hook) for name, hook in hooks.items()]
+        self.handles = [modules[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
 
     def __enter__(self) -> None:
         pass
@@ -179,13 +257,17 @@ def _check_first_axis(model: nn.Module, x: Batch, modules: dict[str, nn.Module])
     seen: dict[str, int] = {}
 
     def note(name: str) -> Callable[..., None]:
-        return lambda _, args, y: seen.update({name: max(seen.get(name, 1), len(args[0]), len(y))})
+        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+            a = args[0] if args else next(iter(kwargs.values()))
+            seen[name] = max(seen.get(name, 1), len(a), len(y))
+
+        return hook
 
     with torch.no_grad(), hooked({name: note(name) for name in modules}, modules):
         call(model, take(x, slice(0, 1)))
     wrong = {name: length for name, length in seen.items() if length != 1}
     if wrong:
-        raise ValueError(
+        raise NotLayerwise(
             "model must keep the inputs along the first axis of every layer's input; for one input, layers "
-            f"{listed(wrong)} are called on several rows. Use method 'jacobian' or 'vector_products'"
+            f"{listed(wrong)} are called on several rows"
         )

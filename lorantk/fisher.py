@@ -11,15 +11,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad
 
-from .batches import Batch, call, check_batch, check_choice, check_same_kind, check_tensor, map_inputs, tensors
-from .kernels import ntk
+from .batches import (
+    Batch,
+    call,
+    check_batch,
+    check_choice,
+    check_same_kind,
+    check_tensor,
+    collect,
+    map_inputs,
+    restored,
+    tensors,
+)
+from .kernels import Inputs, Selected, Selection, ntk
 from .layers import layers_with_adapters
 from .spectra import nonzero
+
+Layers: TypeAlias = "str | Sequence[str] | None"
 
 LOSSES = ("cross_entropy", "squared_error")
 
@@ -65,14 +79,25 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
 class Contracted(nn.Module):
     """A model whose only output is d . F(x): its Jacobian J^T d is the gradient of the loss, its kernel is d^T K d'."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, select: Selection | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model = model if select is None else Selected(model, select)
+        self.train(model.training)
 
     def forward(self, cotangents: Tensor, **inputs: Tensor) -> Tensor:
         x = {name.removeprefix("input "): t for name, t in inputs.items()}  # no name of a tensor is "cotangents" then
         outputs = call(self.model, x.get("", x))
         return (cotangents * outputs).sum(1, keepdim=True)
+
+    def kernel(self, x: Batch, d: Tensor, output: str, layers: Layers, method: str, memory: int | str | None) -> Tensor:
+        """The kernel of the contracted outputs; `layers` are those of the model inside."""
+        if layers is not None:
+            inner = self.model.model if isinstance(self.model, Selected) else self.model
+            prefix = "model.model" if isinstance(self.model, Selected) else "model"
+            named = layers_with_adapters(inner, layers)
+            layers = "|".join(re.escape(f"{prefix}.{name}".rstrip(".")) for name in named)
+        labelled = {"cotangents": d, **{f"input {name}": t for name, t in tensors(x).items()}}
+        return ntk(self, labelled, layers=layers, method=method, output=output, max_memory=memory)
 
 
 def loss_gradients(model: nn.Module, x: Batch, y: Tensor, loss: str = "cross_entropy") -> Tensor:
@@ -97,7 +122,7 @@ def loss_gradients(model: nn.Module, x: Batch, y: Tensor, loss: str = "cross_ent
     TypeError, ValueError
         On an unknown loss, bad labels or a batch that does not fit the model.
     """
-    with torch.no_grad():
+    with torch.no_grad(), restored(model):
         loss_cotangents(call(model, x), y, loss)  # checks the labels
     values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
 
@@ -113,19 +138,20 @@ def loss_gradients(model: nn.Module, x: Batch, y: Tensor, loss: str = "cross_ent
 
 def loss_gram(
     model: nn.Module,
-    x: Batch,
+    x: Inputs,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Inner products of loss gradients, d_i^T K(x_i, x_j) d_j, between all pairs of labelled inputs.
 
     Parameters
     ----------
-    model, layers, method, max_memory
+    model, layers, method, select, max_memory
         As in `lorantk.ntk`.
     x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
@@ -145,25 +171,32 @@ def loss_gram(
     -----
     Statements ``eq-3``, ``eq-4``, ``thm-fisher``.
     """
-    check_choice("loss", loss, LOSSES)
-    check_batch("x", x, model)
-    with torch.no_grad():
-        d = loss_cotangents(call(model, x), y, loss)
-    if layers is not None:
-        layers = "|".join(re.escape(f"model.{name}".rstrip(".")) for name in layers_with_adapters(model, layers))
-    labelled = {"cotangents": d, **{f"input {name}": t for name, t in tensors(x).items()}}
-    gram = ntk(Contracted(model), labelled, layers=layers, method=method, output="trace", max_memory=max_memory)
+    contracted, x, d = _contracted(model, x, y, loss, select)
+    gram = contracted.kernel(x, d, "trace", layers, method, max_memory)
     return (gram + gram.T) / 2
+
+
+def _contracted(
+    model: nn.Module, x: Inputs, y: Tensor, loss: str, select: Selection | None
+) -> tuple[Contracted, Batch, Tensor]:
+    """The model contracted with its loss cotangents, the batch as one, and the cotangents; all arguments checked."""
+    check_choice("loss", loss, LOSSES)
+    batch = collect(x)
+    check_batch("x", batch, model)
+    contracted = Contracted(model, select)
+    with torch.no_grad(), restored(model):
+        return contracted, batch, loss_cotangents(call(contracted.model, batch), y, loss)
 
 
 def fisher_spectrum(
     model: nn.Module,
-    x: Batch,
+    x: Inputs,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the empirical Fisher information (1/N) sum_i grad L_i grad L_i^T, descending.
@@ -179,19 +212,20 @@ def fisher_spectrum(
     -----
     Statement ``thm-fisher``, spectrum form.
     """
-    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
+    gram = loss_gram(model, x, y, loss, layers=layers, method=method, select=select, max_memory=max_memory)
     eigenvalues = torch.linalg.eigvalsh(gram / len(gram))
     return nonzero(eigenvalues).flip(0)
 
 
 def fisher_trace(
     model: nn.Module,
-    x: Batch,
+    x: Inputs,
     y: Tensor,
     loss: str = "cross_entropy",
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Trace of the empirical Fisher information: the mean over inputs of d^T K(x, x) d, a scalar tensor.
@@ -202,17 +236,18 @@ def fisher_trace(
     -----
     Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
     """
-    gram = loss_gram(model, x, y, loss, layers=layers, method=method, max_memory=max_memory)
-    return gram.diagonal().mean()
+    contracted, x, d = _contracted(model, x, y, loss, select)
+    return contracted.kernel(x, d, "diagonal", layers, method, max_memory).mean()
 
 
 def true_fisher_spectrum(
     model: nn.Module,
-    x: Batch,
+    x: Inputs,
     loss: str = "cross_entropy",
     *,
-    layers: str | Sequence[str] | None = None,
+    layers: Layers = None,
     method: str = "auto",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
 ) -> Tensor:
     """Nonzero eigenvalues of the true Fisher information, whose labels are drawn from the model itself, descending.
@@ -232,11 +267,12 @@ def true_fisher_spectrum(
     Statement ``thm-fisher``. Source: Kunstner et al. (2019) on why the two differ.
     """
     check_choice("loss", loss, LOSSES)
-    kernel = ntk(model, x, layers=layers, method=method, max_memory=max_memory)
+    batch: Batch = collect(x)
+    kernel = ntk(model, batch, layers=layers, method=method, select=select, max_memory=max_memory)
     n, C = kernel.shape[:2]
     if loss == "cross_entropy":
         with torch.no_grad():
-            p = torch.softmax(call(model, x), dim=1)
+            p = torch.softmax(call(model if select is None else Selected(model, select), batch), dim=1)
         values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])
         root = vectors * values.clamp(min=0.0).sqrt()[:, None, :]  # root root^T = S
         kernel = torch.einsum("nca,ncmd,mdb->namb", root, kernel, root)

@@ -52,11 +52,12 @@ def gram(
     n1, C = one.outputs.shape[:2]
     n2 = len(other.outputs)
     per_input = C if output == "full" else 1
-    total = one.outputs.new_zeros(n1 * per_input, n2 * per_input)
+    total = one.outputs.new_zeros(n1 * per_input, n2 * per_input, dtype=accumulator(one.outputs.dtype))
     symmetric = other is one
     waiting: list[_Term] = []  # terms held for one pass over the tiles of `total`
     for name, parameter in [(name, "weight") for name in one.kinds] if uses is None else uses:
-        first, second = _side(one, name), _side(other, name)
+        first = _side(one, name)
+        second = first if symmetric else _side(other, name)
         if not (first.g[0].any() or first.g.any()):  # dead units, or A behind B = 0
             continue
         terms = _bias_terms if parameter == "bias" else _TERMS[one.kinds[name]]
@@ -72,6 +73,41 @@ def gram(
     if symmetric:
         _mirror(total, per_input)
     return total.view(n1, C, n2, C) if output == "full" else total
+
+
+def diagonal_gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]]) -> Tensor:
+    """Kernel of each input with the same input of `other`: sum_tu (a_t . a'_u) (g_ct . g'_du), in time O(n).
+
+    Parameters
+    ----------
+    one, other : LayerFactors
+        Of n inputs each.
+    uses : iterable of (layer name, "weight" or "bias")
+
+    Returns
+    -------
+    Tensor (n, C, C)
+    """
+    n, C = one.outputs.shape
+    total = one.outputs.new_zeros(n, C, C, dtype=accumulator(one.outputs.dtype))
+    for name, parameter in uses:
+        first, second = _side(one, name), _side(other, name)
+        if parameter == "bias":
+            total += first.g.sum(2) @ second.g.sum(2).mT
+        elif one.kinds[name] == "scale":
+            total += (first.g * first.a[:, None]).sum(2) @ (second.g * second.a[:, None]).sum(2).mT
+        else:
+            if one.kinds[name] == "embedding":
+                products = ((first.a[:, :, None] == second.a[:, None]) & (first.a >= 0)[:, :, None]).to(total.dtype)
+            else:
+                products = first.a @ second.a.mT
+            total += first.g.flatten(2) @ torch.einsum("ntu,nduo->ndto", products, second.g).flatten(2).mT
+    return total
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that products are summed in: float32 for half precision."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class _Side(NamedTuple):
@@ -91,7 +127,9 @@ class _Term(NamedTuple):
 
 
 def _side(factors: LayerFactors, name: str) -> _Side:
-    return _Side(factors.activations[name], factors.cotangents[name])
+    a, g = factors.activations[name], factors.cotangents[name]
+    dtype = accumulator(factors.outputs.dtype)
+    return _Side(a.to(dtype) if a.is_floating_point() else a, g.to(dtype))
 
 
 def _rows(gradients: Tensor, output: str) -> Tensor:

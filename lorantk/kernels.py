@@ -1,14 +1,9 @@
-"""The empirical neural tangent kernel K(x, x') = J(x) J(x')^T of any module: full fine-tuning or LoRA.
+"""The empirical neural tangent kernel K(x, x') = J(x) D J(x')^T of any module: full fine-tuning or LoRA.
 
 J(x) is the derivative of the C outputs with respect to the *trainable* parameters (those with requires_grad), so
-the kernel of an adapted or PEFT model is the kernel of its adapters. Three methods that share no derivative code:
-
-- "jacobian": per-sample Jacobians with torch.func (vmap of jacrev), then a product; memory n C parameters.
-- "vector_products": K v = J1 (J2^T v), one vjp and one jvp per column of K; memory n C plus a few parameter vectors.
-- "layerwise": Gram matrices of activations times Gram matrices of cotangents; memory n C width.
-
-Where x' is x, only the upper triangle is computed. With `max_memory` the kernel is made of tiles, each from a block of
-inputs that fits; with `out` the tiles go to a file, and an interrupted run goes on where it stopped.
+the kernel of an adapted or PEFT model is the kernel of its adapters; D is the identity, or a preconditioner. What a
+method gives is compared with the gradient of one input by autograd first. With `max_memory` the kernel is made of
+tiles, each from a block of inputs that fits; with `out` the tiles go to a file, and an interrupted run goes on.
 
 Statements ``eq-2``, ``lem-lora-ntk``, ``thm-relation``. Sources: Jacot et al. (2018); Novak et al. (2022).
 """
@@ -16,21 +11,22 @@ Statements ``eq-2``, ``lem-lora-ntk``, ``thm-relation``. Sources: Jacot et al. (
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, jvp, vjp, vmap
-from tqdm import tqdm
 
-from .batches import Batch, call, check_choice, check_deterministic, check_pair, map_inputs, size, take, tensors
-from .factors import LayerFactors, factors_of
-from .grams import gram
-from .layers import kind, layers_with_adapters
+from .batches import Batch, call, check_alone, check_choice, check_pair, collect, restored, size, take, tensors
+from .factors import LayerFactors, NotLayerwise
+from .layers import layers_with_adapters
+from .methods import METHODS, Method
 from .sweeps import lora_ntk_sweep
-from .tiles import assemble, in_bytes
+from .tiles import assemble, describe, in_bytes
 
 __all__ = ["lora_ntk_sweep", "ntk"]
 
@@ -39,15 +35,21 @@ logger = logging.getLogger("lorantk")
 JACOBIAN_LIMIT = 2**27
 """Largest number of Jacobian entries (1 GiB in float64) that method "auto" is willing to store."""
 
+Inputs: TypeAlias = "Batch | Iterable[Batch]"
+Weights: TypeAlias = "Mapping[str, float | Tensor]"
+Selection: TypeAlias = Callable[[Any], Tensor]
+
 
 def ntk(
     model: nn.Module,
-    x1: Batch,
-    x2: Batch | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     layers: str | Sequence[str] | None = None,
+    weights: Weights | None = None,
     method: str = "auto",
     output: str = "full",
+    select: Selection | None = None,
     max_memory: int | str | None = None,
     out: str | Path | None = None,
 ) -> Tensor:
@@ -59,64 +61,161 @@ def ntk(
     ----------
     model : nn.Module
         Maps a batch of n inputs to outputs (n, C), input by input; outputs in an attribute ``logits`` will do.
-    x1, x2 : Tensor (n1, ...), (n2, ...), or mappings of such tensors, given to the model by keyword
+    x1, x2 : Tensor (n1, ...), (n2, ...), mappings of such tensors given by keyword, or iterables of such batches
         Inputs in the model's dtype and on its device; x2 = x1 when None.
     layers : str or sequence of str, optional
         Keep the contribution of these layers and of adapters on them only: names, a regular expression or
         "all-linear", as in `lorantk.layers.adaptable_layers`; a layer keeps its name when it is adapted.
+    weights : mapping of parameter name, or regular expression that matches names, to a number or Tensor, optional
+        D: a non-negative factor, or one for each entry, of these parameters; 1 for the others. So learning rates a
+        group (LoRA+) or a diagonal preconditioner (Adam) enter the kernel.
     method : {"auto", "jacobian", "vector_products", "layerwise"}
-        "auto" takes "layerwise" where every trainable parameter belongs to a linear, convolutional, embedding or
-        normalisation layer, else "jacobian" while the Jacobian is small or `max_memory` bounds it, else
-        "vector_products"; it logs its choice to the logger ``lorantk``.
-    output : {"full", "trace"}
-        All pairs of outputs, or the sum over equal outputs.
+        "auto" takes "layerwise" where it gives the gradients that autograd gives, else "jacobian" while the Jacobian
+        is small or `max_memory` bounds it, else "vector_products"; it logs what it took and why to ``lorantk``.
+    output : {"full", "trace", "diagonal"}
+        All pairs of outputs, the sum over equal outputs, or each input with itself (with the same row of x2) only.
+    select : function of what the model returns to a Tensor (n, C), optional
+        For outputs that are no such tensor: logits of some tokens, an entry of a tuple or mapping.
     max_memory : int or str, optional
         Bytes, or text such as "4GB", that blocks of factors or Jacobians and one tile of the kernel may take beside
         the model; for "layerwise" and "jacobian".
     out : path ending in .npy, optional
         Write the kernel to this file tile by tile and return it memory-mapped. A run that was interrupted resumes
-        from ``<out>.partial``; the file itself appears when it is complete.
+        from ``<out>.partial``; the file itself appears when it is complete. Not for "diagonal".
 
     Returns
     -------
-    Tensor (n1, C, n2, C) for "full", (n1, n2) for "trace"
-        In the model's dtype, on its device (in main memory with `out`), without a graph.
+    Tensor (n1, C, n2, C) for "full", (n1, n2) for "trace", (n, C, C) for "diagonal"
+        In the dtype of the parameters (products are summed in float32 at least), on their device, without a graph.
 
     Raises
     ------
     TypeError, ValueError
-        On bad inputs, unknown names, nothing to train, a frozen layer, or a method that does not cover the parameters
-        asked for; also if one input alone exceeds `max_memory`.
+        On bad inputs, unknown names, nothing to train, a frozen layer, a model that is random or mixes inputs, or a
+        method that does not give the gradients of this model; also if one input alone exceeds `max_memory`.
 
     Notes
     -----
     Statement ``eq-2``; for an adapted model ``lem-lora-ntk``. In float64 the three methods agree to 1e-10 relative.
     """
-    check_choice("method", method, ("auto", "jacobian", "vector_products", "layerwise"))
-    check_choice("output", output, ("full", "trace"))
+    check_choice("output", output, ("full", "trace", "diagonal"))
+    if output == "diagonal" and (out is not None or (x2 is not None and size(collect(x1)) != size(collect(x2)))):
+        raise ValueError("output 'diagonal' is kept in memory (no out) and pairs each row of x1 with one of x2")
+    with undisturbed(model):
+        problem = Problem(model, x1, x2, layers, weights, method, select)
+        return problem.solve(lambda way: _compute(way, problem, output, max_memory, out))
+
+
+class Selected(nn.Module):
+    """A model whose outputs are those that `select` picks."""
+
+    def __init__(self, model: nn.Module, select: Selection) -> None:
+        super().__init__()
+        self.model, self.select = model, select
+        self.train(model.training)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.select(self.model(*args, **kwargs))
+
+
+@contextmanager
+def undisturbed(model: object) -> Iterator[None]:
+    """Gradients are on, whatever the caller's context, and the model holds its own tensors afterwards."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    check_deterministic(model)
-    x2 = check_pair(model, x1, x2)
-    parameters = _trainable(model, layers)
-    if method == "auto":
-        method = _choose(model, parameters, x1, x2, max_memory is not None)
-        logger.info("ntk: method %r for %d trainable tensors", method, len(parameters))
-    prepare, tile = _METHODS[method](model, parameters, output)
-    block1, block2 = size(x1), size(x2)
+    with torch.inference_mode(False), torch.enable_grad(), restored(model):
+        yield
+
+
+class Problem:
+    """Checked arguments of a kernel: a model, two batches, the parameters that count and their weights."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x1: Inputs,
+        x2: Inputs | None,
+        layers: str | Sequence[str] | None,
+        weights: Weights | None,
+        method: str,
+        select: Selection | None,
+    ) -> None:
+        check_choice("method", method, ("auto", *METHODS))
+        if select is not None and not callable(select):
+            raise TypeError(f"select must be a function of the model's output; got {type(select).__name__}")
+        self.method = method
+        self.x1 = collect(x1)
+        self.x2 = check_pair(model, self.x1, None if x2 is None or x2 is x1 else collect(x2))
+        parameters = trainable(model, layers)
+        factors = spread(weights, parameters)
+        prefix = "" if select is None else "model."
+        self.model = model if select is None else Selected(model, select)
+        self.parameters = {prefix + name: p for name, p in parameters.items()}
+        self.weights = {prefix + name: weight for name, weight in factors.items()}
+        self.label = "" if select is None else f"{getattr(select, '__qualname__', select)}"
+        check_alone(self.model, self.x1)
+
+    def way(self, method: str) -> Method:
+        """A method for this problem."""
+        return METHODS[method](self.model, self.parameters, self.weights)
+
+    def solve(self, compute: Callable[[Method], Any]) -> Any:
+        """`compute` with the method asked for; for "auto" with the first that gives the model's gradients."""
+        if self.method != "auto":
+            return compute(self.way(self.method))
+        try:
+            way = self.way("layerwise")
+            logger.info("ntk: method 'layerwise' for %d trainable tensors", len(self.parameters))
+            return compute(way)
+        except NotLayerwise as error:
+            second = "jacobian" if self._few_entries() else "vector_products"
+            logger.info("ntk: method %r for %d trainable tensors; %s", second, len(self.parameters), error)
+        return compute(self.way(second))
+
+    def _few_entries(self) -> bool:
+        with torch.no_grad():
+            C = call(self.model, take(self.x1, slice(0, 1))).shape[1]
+        entries = (size(self.x1) + size(self.x2)) * C * sum(p.numel() for p in self.parameters.values())
+        return entries <= JACOBIAN_LIMIT
+
+
+def _compute(
+    way: Method, problem: Problem, output: str, max_memory: int | str | None, out: str | Path | None
+) -> Tensor:
+    """The kernel by one method, block by block."""
+    x1, x2 = problem.x1, problem.x2
+    unchecked = True
+
+    def prepare(x: Batch) -> Any:
+        nonlocal unchecked
+        block = way.prepare(x)
+        if unchecked:
+            way.check(x, block)
+            unchecked = False
+        return block
+
+    count = max(size(x1), size(x2))
     if max_memory is not None:
-        if method == "vector_products":
+        if way.__class__ is METHODS["vector_products"]:
             raise ValueError("max_memory is for methods 'layerwise' and 'jacobian'; 'vector_products' makes no blocks")
-        block1 = block2 = _block_size(in_bytes(max_memory), prepare, model, x1, output)
+        count = _block_size(in_bytes(max_memory), prepare(take(x1, slice(0, 1))), problem.model, x1, output)
+    if output == "diagonal":
+        parts = []
+        for rows in (slice(i, i + count) for i in range(0, size(x1), count)):
+            one = prepare(take(x1, rows))
+            parts.append(way.diagonal(one, one if x2 is x1 else prepare(take(x2, rows))))
+        return torch.cat(parts).to(way.dtype)
     return assemble(
-        lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)), tile,
-        (size(x1), size(x2)), (block1, block2), symmetric=x2 is x1, out=None if out is None else Path(out),
-        fingerprint=[method, output, *parameters.values(), *model.state_dict().values(), *tensors(x1).values(),
-                     *tensors(x2).values()],
+        lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)),
+        lambda one, other: way.tile(one, other, output).to(way.dtype),
+        (size(x1), size(x2)), (count, count), symmetric=x2 is x1, out=None if out is None else Path(out),
+        fingerprint=[type(way).__name__, output, problem.label, str(x2 is x1), *describe(problem.model),
+                     *problem.parameters.items(), *problem.weights.items(), *problem.model.state_dict().items(),
+                     *tensors(x1).items(), *tensors(x2).items()],
     )  # fmt: skip
 
 
-def _trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
+def trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, Tensor]:
     """Trainable parameters by name: all of them, or those of the layers asked for."""
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if layers is not None:
@@ -128,104 +227,56 @@ def _trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str
         parameters = {name: parameters[name] for found in within.values() for name in found}
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
+    nonfinite = [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())]
+    if nonfinite:
+        raise ValueError(f"model must have finite parameters; NaN or Inf in {nonfinite[0]!r}")
     return parameters
 
 
-def _owners(model: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, nn.Module] | str:
-    """The layers that own `parameters`, or the reason why they have no layer factors."""
-    modules = dict(model.named_modules())
-    owners = {name.rpartition(".")[0]: None for name in parameters}
-    foreign = [name for name in parameters if kind(modules[name.rpartition(".")[0]]) is None]
-    if foreign:
-        return f"{foreign[0]!r} belongs to a {type(modules[foreign[0].rpartition('.')[0]]).__name__}"
-    names: dict[int, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-    tied = [names[id(p)] for p in parameters.values() if len(names[id(p)]) > 1]
-    if tied:
-        return f"{' and '.join(map(repr, tied[0]))} are tied"
-    return {name: modules[name] for name in owners}
+def spread(weights: Weights | None, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+    """The weight of each parameter that has one, from weights by name or regular expression."""
+    found: dict[str, Tensor | float] = {}
+    for pattern, weight in (weights or {}).items():
+        names = [pattern] if pattern in parameters else [n for n in parameters if re.fullmatch(pattern, n)]
+        if not names or any(name in found for name in names):
+            fault = "names it twice" if names else "names no trainable parameter"
+            raise ValueError(f"weights must name each parameter once at most; {pattern!r} {fault}")
+        for name in names:
+            found[name] = _checked_weight(pattern, weight, parameters[name])
+    return found
 
 
-def _choose(model: nn.Module, parameters: Mapping[str, Tensor], x1: Batch, x2: Batch, bounded: bool) -> str:
-    if not isinstance(_owners(model, parameters), str):
-        return "layerwise"
-    with torch.no_grad():
-        outputs = call(model, take(x1, slice(0, 1))).shape[1]
-    entries = (size(x1) + size(x2)) * outputs * sum(p.numel() for p in parameters.values())
-    return "jacobian" if bounded or entries <= JACOBIAN_LIMIT else "vector_products"
+def _checked_weight(pattern: str, weight: object, parameter: Tensor) -> Tensor | float:
+    if isinstance(weight, Tensor) and weight.ndim > 0:
+        if weight.shape != parameter.shape:
+            raise ValueError(f"weights[{pattern!r}] must have the parameter's shape {tuple(parameter.shape)}; "
+                             f"got {tuple(weight.shape)}")  # fmt: skip
+        value: Tensor | float = weight.detach().to(parameter)
+        valid = bool((torch.isfinite(weight) & (weight >= 0)).all())
+    elif isinstance(weight, (int, float, Tensor)) and not isinstance(weight, bool):
+        value = float(weight)
+        valid = math.isfinite(value) and value >= 0
+    else:
+        raise TypeError(f"weights[{pattern!r}] must be a number or a tensor; got {type(weight).__name__}")
+    if not valid:
+        raise ValueError(f"weights[{pattern!r}] must be finite and at least 0; got {weight}")
+    return value
 
 
-def _block_size(memory: int, prepare: Callable[[Batch], Any], model: nn.Module, x: Batch, output: str) -> int:
+def _block_size(memory: int, one: Any, model: nn.Module, x: Batch, output: str) -> int:
     """Inputs a block such that two prepared blocks, the graph that makes one, and a tile fit into `memory` bytes."""
-    one = prepare(take(x, slice(0, 1)))
     held = [*one.activations.values(), *one.cotangents.values()] if isinstance(one, LayerFactors) else [*one.values()]
-    block = sum(t.numel() * t.element_size() for t in held)
-    C = call(model, take(x, slice(0, 1))).shape[1] if output == "full" else 1
-    tile = 3 * C * C * held[-1].element_size()
-    # 6 block n + tile n^2 <= memory: two blocks held, and up to four times one block while it is made
-    count = int(((36 * block**2 + 4 * tile * memory) ** 0.5 - 6 * block) / (2 * tile))
-    if count < 1:
-        raise ValueError(f"max_memory must be at least {6 * block + tile} bytes, the need of one input; got {memory}")
-    return min(count, size(x))
-
-
-def _jacobian(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
-    values = {name: p.detach() for name, p in parameters.items()}
-
-    def prepare(x: Batch) -> dict[str, Tensor]:
-        jacobian = map_inputs(lambda one: jacrev(lambda v: call(model, one, v)[0])(values), x)
-        return {name: j.detach().flatten(2) for name, j in jacobian.items()}
-
-    def tile(one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
-        pattern = "ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm"
-        total = torch.einsum(pattern, *(j[next(iter(values))] for j in (one, other)))
-        for name in list(values)[1:]:
-            total += torch.einsum(pattern, one[name], other[name])
-        return total
-
-    return prepare, tile
-
-
-def _vector_products(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
-    values = {name: p.detach() for name, p in parameters.items()}
-
-    def tile(x1: Batch, x2: Batch) -> Tensor:
-        outputs2, pullback, *_ = vjp(lambda v: call(model, x2, v), values)
-
-        def column(cotangent: Tensor) -> Tensor:
-            (direction,) = pullback(cotangent)
-            return jvp(lambda v: call(model, x1, v), (values,), (direction,))[1]
-
-        n2, C = outputs2.shape
-        basis = torch.eye(n2 * C, dtype=outputs2.dtype, device=outputs2.device).reshape(n2 * C, n2, C)
-        chunks = tqdm(basis.split(32), "columns", delay=2, leave=False)
-        columns = torch.cat([vmap(column)(chunk).detach() for chunk in chunks])
-        kernel = columns.reshape(n2, C, size(x1), C).permute(2, 3, 0, 1)
-        return kernel.contiguous() if output == "full" else torch.einsum("ncmc->nm", kernel)
-
-    return (lambda x: x), tile
-
-
-def _layerwise(model: nn.Module, parameters: Mapping[str, Tensor], output: str) -> _Method:
-    owners = _owners(model, parameters)
-    if isinstance(owners, str):
-        raise ValueError(
-            "method 'layerwise' needs every trainable parameter to be the untied weight or bias of a linear, "
-            f"convolutional (groups=1), embedding or normalisation layer; {owners}. Freeze it, name other layers in "
-            "`layers`, or use 'jacobian' or 'vector_products'"
-        )
-    uses = [(name.rpartition(".")[0], name.rpartition(".")[2]) for name in parameters]
-
-    def tile(one: LayerFactors, other: LayerFactors) -> Tensor:
-        return gram(one, other, tqdm(uses, "parameters", delay=2, leave=False), output)
-
-    return (lambda x: factors_of(model, x, owners)), tile
-
-
-_Method: TypeAlias = tuple[Callable[[Batch], Any], Callable[[Any, Any], Tensor]]
-_METHODS: dict[str, Callable[[nn.Module, Mapping[str, Tensor], str], _Method]] = {
-    "jacobian": _jacobian,
-    "vector_products": _vector_products,
-    "layerwise": _layerwise,
-}
+    input_bytes = sum(t.numel() * t.element_size() for t in held)
+    with torch.no_grad():
+        C = call(model, take(x, slice(0, 1))).shape[1]
+    entry_bytes = held[-1].element_size() * (C * C if output == "full" else 1)
+    # need(n) = linear n + quadratic n^2: two blocks held and four while one is made; a tile, its product, its transpose
+    linear, quadratic = 6 * input_bytes, 3 * entry_bytes if output != "diagonal" else 0
+    if linear + quadratic > memory:
+        raise ValueError(f"max_memory must be at least {linear + quadratic} bytes, the need of one input; got {memory}")
+    largest = (
+        memory / linear
+        if quadratic == 0
+        else (math.sqrt(linear**2 + 4 * quadratic * memory) - linear) / (2 * quadratic)
+    )
+    return min(int(largest), size(x))

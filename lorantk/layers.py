@@ -42,6 +42,11 @@ def fans(layer: nn.Module) -> tuple[int, int]:
     return layer.weight.shape[0], layer.weight.shape[1]
 
 
+def is_rowwise(layer: nn.Module) -> bool:
+    """Whether the weight holds one row an output; transformers' Conv1D holds one column."""
+    return isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d))
+
+
 def prefactor(layer: nn.Module) -> float:
     """The factor p in y = p W a: sqrt(weight_variance / fan_in) for `NTKLinear`, 1 for other layers."""
     return float(getattr(layer, "prefactor", 1.0))
@@ -110,7 +115,10 @@ def _named(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Seq
     elif layers == "all-linear":
         chosen = [name for name in products if kinds[name] == "linear" and not _is_head(model, name)]
     elif isinstance(layers, str):
-        chosen = [name for name in able if re.fullmatch(layers, name)]
+        try:
+            chosen = [name for name in able if re.fullmatch(layers, name)]
+        except re.error as error:
+            raise ValueError(f"layers must be a regular expression; {layers!r} is none: {error}") from error
     else:
         ends = {wanted: [n for n in able if n == wanted or n.endswith(f".{wanted}")] for wanted in layers}
         unknown = [wanted for wanted, found in ends.items() if not found]

@@ -14,6 +14,7 @@ Saul (2009) for ReLU; Williams (1997) for erf.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -128,17 +129,20 @@ def _layer_shares(depth: int, lora: LoRA | None) -> list[float]:
     """Factor of Sigma^(l) in the kernel, layer by layer: 1 for full fine-tuning, s^2 r sigma_a^2 or 0 for LoRA."""
     if lora is None:
         return [1.0] * depth
-    if isinstance(lora.variance, str):
+    if isinstance(lora.variance, str) and lora.variance not in ("1/r", "gaussian"):
         raise ValueError(
             f"lora.variance must be a number at infinite width; {lora.variance!r} shrinks with the fan-in, so its "
             "kernel vanishes. Give sigma_a^2 itself, such as 1 / rank"
         )
     names = [str(2 * i) for i in range(depth)]
-    chosen = names if lora.layers is None else list(lora.layers)
+    if isinstance(lora.layers, str):
+        chosen = [name for name in names if re.fullmatch(lora.layers, name)] or [lora.layers]
+    else:
+        chosen = names if lora.layers is None else list(lora.layers)
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise ValueError(f"lora.layers must name layers of an mlp of depth {depth}, {names}; got {unknown}")
-    share = lora.scaling**2 * lora.rank * lora.variance
+    share = lora.scaling**2 * lora.rank * lora.entry_variance(1)
     return [share if name in chosen else 0.0 for name in names]
 
 

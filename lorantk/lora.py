@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .batches import check_integer, check_real, check_same_kind, check_tensor
+from .batches import check_integer, check_real, check_same_kind, check_seed, check_tensor
 from .layers import adaptable_layers, fans, prefactor
 
 
@@ -56,6 +58,13 @@ class LoRALayer(nn.Module):
                 A, B = A.reshape(self.down.weight.shape), B.reshape(self.up.weight.shape)
         self.down.weight = nn.Parameter(A.clone(memory_format=torch.contiguous_format))
         self.up.weight = nn.Parameter(B.clone(memory_format=torch.contiguous_format))
+
+    def __getattr__(self, name: str) -> Any:
+        """What the model looks up in its layer, such as ``weight.dtype`` in T5, is found in the frozen one."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
 
     def get_base_layer(self) -> nn.Module:
         """The frozen layer below, under the name that PEFT's layers use too."""
@@ -134,8 +143,12 @@ class LoRA:
     rank : int
         r, from 1 to the fan-in of every adapted layer.
     variance : float or str
-        sigma_a^2 of the Gaussian entries of A; or ``"k/n"`` such as ``"0.5/n"``, n being the fan-in; or
-        ``"peft"``: uniform on (-1/sqrt(n), 1/sqrt(n)), whose variance is 1/(3 n), as the PEFT library draws.
+        Of the entries of A, and how they are drawn, n being the fan-in:
+
+        - a number, ``"k/n"`` such as ``"0.5/n"``, or ``"1/r"``: Gaussian entries of this variance;
+        - ``"peft"``: uniform on (-1/sqrt(n), 1/sqrt(n)), variance 1/(3 n); for an embedding A = 0 and B ~ N(0, 1);
+        - ``"gaussian"``: Gaussian with standard deviation 1/r, as PEFT's ``init_lora_weights="gaussian"``;
+        - ``"orthonormal"``: orthonormal rows, uniformly distributed; variance 1/n.
     scaling : float
         s in W + s B A; PEFT takes alpha/r, or alpha/sqrt(r) for rank-stabilised LoRA.
     layers : str or sequence of str, optional
@@ -166,20 +179,34 @@ class LoRA:
 
     def entry_variance(self, fan_in: int) -> float:
         """Variance sigma_a^2 of one entry of A in a layer of this fan-in (dimensionless)."""
-        if self.variance == "peft":
-            return 1.0 / (3.0 * fan_in)
-        if isinstance(self.variance, str):
-            numerator, slash, denominator = self.variance.partition("/")
-            try:
-                value = float(numerator)
-            except ValueError:
-                slash = ""
-            if slash != "/" or denominator.strip() != "n":
-                raise ValueError(f"variance must be a number, 'peft' or 'k/n' such as '0.5/n'; got {self.variance!r}")
-            check_real("variance", value, minimum=0.0)
-            return value / fan_in
-        check_real("variance", self.variance, minimum=0.0)
-        return float(self.variance)
+        if not isinstance(self.variance, str):
+            check_real("variance", self.variance, minimum=0.0)
+            return float(self.variance)
+        named = {
+            "peft": 1 / (3 * fan_in),
+            "gaussian": 1 / self.rank**2,
+            "orthonormal": 1 / fan_in,
+            "1/r": 1 / self.rank,
+        }
+        if self.variance in named:
+            return named[self.variance]
+        match = re.fullmatch(r"\s*([^/]+)/\s*n\s*", self.variance)
+        try:
+            value = float(match[1]) if match else math.nan
+        except ValueError:
+            value = math.nan
+        if match is None or math.isnan(value):
+            raise ValueError(
+                f"variance must be a number, 'k/n' such as '0.5/n', or one of {', '.join(map(repr, named))}; "
+                f"got {self.variance!r}"
+            )
+        check_real("variance", value, minimum=0.0)
+        return value / fan_in
+
+    @property
+    def law(self) -> str:
+        """Distribution of the entries of A beside their variance: "uniform", "orthonormal" or "gaussian"."""
+        return {"peft": "uniform", "orthonormal": "orthonormal"}.get(str(self.variance), "gaussian")
 
     def sample(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
         """Draw A of shape (rank, fan_in) for each adapted layer, in the layer's dtype and on its device.
@@ -195,38 +222,59 @@ class LoRA:
 
     def sample_nested(self, model: nn.Module, seed: int, rank: int) -> dict[str, Tensor]:
         """The first rows of a draw at `rank`: one common draw for all ranks up to it."""
-        check_integer("seed", seed, 0)
+        check_seed(seed)
         matrices = {}
         for name, layer in adaptable_layers(model, self.layers).items():
             fan_in = fans(layer)[0]
             if rank > fan_in:
                 raise ValueError(f"rank must be at most the fan-in {fan_in} of layer {name!r}; got {rank}")
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            deviation = math.sqrt(self.entry_variance(fan_in))
-            if self.variance == "peft":
-                uniform = torch.rand(rank, fan_in, generator=generator, dtype=torch.float64)
-                A = math.sqrt(3.0) * deviation * (2.0 * uniform - 1.0)
-            else:
-                A = deviation * torch.randn(rank, fan_in, generator=generator, dtype=torch.float64)
             assert isinstance(layer.weight, Tensor)
+            A = self._draw(rank, fan_in, _generator(seed, name))
+            if self.variance == "peft" and isinstance(layer, nn.Embedding):
+                A = torch.zeros_like(A)
             matrices[name] = A[: self.rank].to(dtype=layer.weight.dtype, device=layer.weight.device)
         return matrices
 
+    def _draw(self, rank: int, fan_in: int, generator: torch.Generator) -> Tensor:
+        """A (rank, fan_in) in float64."""
+        deviation = math.sqrt(self.entry_variance(fan_in))
+        if self.law == "uniform":
+            uniform = torch.rand(rank, fan_in, generator=generator, dtype=torch.float64)
+            return math.sqrt(3.0) * deviation * (2.0 * uniform - 1.0)
+        gaussian = torch.randn(rank, fan_in, generator=generator, dtype=torch.float64)
+        if self.law == "gaussian":
+            return deviation * gaussian
+        Q, R = torch.linalg.qr(gaussian.T)
+        return (Q * R.diagonal().sign()).T  # with these signs Q is uniformly distributed
+
     def attach(self, model: nn.Module, seed: int = 0) -> nn.Module:
-        """Copy of `model` with freshly drawn adapters, B = 0, ready to be trained: see `attach`."""
-        return attach(model, {name: Adapter(A, None, self.scaling) for name, A in self.sample(model, seed).items()})
+        """Copy of `model` with freshly drawn adapters, B = 0 but for PEFT's embeddings: see `lorantk.attach`."""
+        adapters = {}
+        for name, A in self.sample(model, seed).items():
+            layer, B = model.get_submodule(name), None
+            if self.variance == "peft" and isinstance(layer, nn.Embedding):
+                generator = _generator(seed, f"{name}/B")
+                B = torch.randn(layer.embedding_dim, self.rank, generator=generator, dtype=torch.float64).to(A)
+            adapters[name] = Adapter(A, B, self.scaling)
+        return attach(model, adapters)
 
 
-def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adapter]:
+def _generator(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for each seed and layer."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def read_peft(model: nn.Module | str | Path, adapter_name: str = "default") -> dict[str, Adapter]:
     """Adapters of a model made by ``peft.get_peft_model``, keyed by layer name of the model that was wrapped.
 
     Parameters
     ----------
-    model : peft.PeftModel
-        With LoRA on linear, Conv1D, convolutional or embedding layers.
+    model : peft.PeftModel, or a saved one: str or Path
+        With LoRA on linear, Conv1D, convolutional or embedding layers; or the folder that ``save_pretrained`` wrote, or
+        a .safetensors file as `lorantk.adapter_files.read_adapter` takes it.
     adapter_name : str
-        Which of its adapters to read.
+        Which of its adapters to read; one with a name of its own is saved in a folder of this name.
 
     Raises
     ------
@@ -240,12 +288,17 @@ def read_peft(model: nn.Module, adapter_name: str = "default") -> dict[str, Adap
     -----
     Statement ``eq-1``. A and B are the live parameters' values, detached; scaling is PEFT's (alpha/r or alpha/sqrt(r)).
     """
+    if isinstance(model, (str, Path)):
+        from .adapter_files import read_adapter
+
+        saved = read_adapter(model if adapter_name == "default" else Path(model) / adapter_name)
+        return {name: Adapter(*halves) for name, halves in saved.adapters.items()}
     try:
         import peft
     except ModuleNotFoundError as error:
         raise ImportError("read_peft needs the extra 'hf': pip install 'lorantk[hf]'") from error
     if not isinstance(model, peft.PeftModel):
-        raise TypeError(f"model must be a peft.PeftModel; got {type(model).__name__}")
+        raise TypeError(f"model must be a peft.PeftModel or the path of a saved one; got {type(model).__name__}")
     adapters = {}
     for name, module in model.get_base_model().named_modules():
         if not isinstance(module, peft.tuners.lora.LoraLayer) or adapter_name not in module.scaling:

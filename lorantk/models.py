@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .batches import check_choice, check_integer, check_real
+from .batches import check_choice, check_integer, check_real, check_seed
 
 
 class NTKLinear(nn.Linear):
@@ -89,7 +89,7 @@ def mlp(
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("parametrization", parametrization, ("ntk", "standard"))
     check_real("weight_variance", weight_variance, minimum=0.0, exclusive=True)
-    check_integer("seed", seed, 0)
+    check_seed(seed)
 
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []

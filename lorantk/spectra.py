@@ -179,7 +179,7 @@ def order_interval(rank: int, dimension: int, variance: float, scaling: float = 
 
 
 def order_certificate(A: Tensor, B: Tensor | None = None, scaling: float = 1.0) -> float:
-    """``s^2 (|A|^2 + |B|^2)``, spectral norms: where it is at most 1, K_LoRA <= K_full at the merged weights W + s B A.
+    """s^2 times the squared spectral norms of A and B: up to 1, K_LoRA <= K_full at the merged weights W + s B A.
 
     Exact for one layer, at every step of a training run and every width; for several layers each needs it.
 

@@ -65,6 +65,9 @@ def lora_ntk_sweep(
         raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
     x2 = check_pair(model, x1, x2)
     names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
+    drawn = [n for lora in loras if lora.variance == "peft" for n in adaptable_layers(model, lora.layers)]
+    if any(isinstance(model.get_submodule(name), nn.Embedding) for name in drawn):
+        raise ValueError("loras must start at B = 0; variance 'peft' draws B of an embedding: attach it and call ntk")
     one = LayerFactors.from_model(model, x1, names)
     other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
     n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
@@ -89,7 +92,7 @@ def _multiples(model: nn.Module, loras: Sequence[LoRA]) -> list[dict[int, float]
         strengths = {name: lora.scaling**2 * lora.entry_variance(width) for name, width in widths.items()}
         strongest = max(strengths.values()) or 1.0  # a variance of 0 makes a group of its own
         relative = tuple((name, strength / strongest) for name, strength in strengths.items())
-        groups.setdefault((lora.rank, lora.variance == "peft", relative), {})[i] = strongest
+        groups.setdefault((lora.rank, lora.law, relative), {})[i] = strongest
     return [{i: strength / next(iter(group.values())) for i, strength in group.items()} for group in groups.values()]
 
 

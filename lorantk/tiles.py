@@ -12,14 +12,14 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -35,8 +35,10 @@ def in_bytes(memory: int | str) -> int:
     """
     if isinstance(memory, bool) or not isinstance(memory, (int, str)):
         raise TypeError(f"max_memory must be bytes or text such as '4GB'; got {memory!r}")
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]?I?B)\s*", memory.upper()) if isinstance(memory, str) else None
-    value = memory if isinstance(memory, int) else int(float(match[1]) * UNITS[match[2]]) if match else 0
+    value = 0 if isinstance(memory, str) else memory
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?I?B)\s*", memory.upper())
+        value = 0 if match is None else int(float(match[1]) * UNITS[match[2]])
     if value <= 0:
         raise ValueError(f"max_memory must be bytes above 0 or text such as '4GB'; got {memory!r}")
     return value
@@ -90,6 +92,13 @@ def assemble(
     return store.close()
 
 
+def describe(model: nn.Module) -> Iterator[str]:
+    """What a model computes beside its tensors: class and plain attributes of each layer, in order."""
+    for name, module in model.named_modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple)) or v is None}
+        yield f"{name} {type(module).__qualname__} {sorted(plain.items())} {module.extra_repr()}"
+
+
 class _Memory:
     """The kernel as a tensor."""
 
@@ -120,9 +129,10 @@ class _File(_Memory):
             raise ValueError(f"out must not exist yet; {str(out)!r} does: delete it or name another file")
         digest = hashlib.sha256()
         for item in fingerprint:
-            digest.update(
-                item.detach().cpu().contiguous().numpy().tobytes() if isinstance(item, Tensor) else str(item).encode()
-            )
+            for part in item if isinstance(item, tuple) else (item,):
+                tensor = isinstance(part, Tensor)
+                digest.update(f"|{part.dtype} {tuple(part.shape)}|".encode() if tensor else f"|{part}|".encode())
+                digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor else b"")
         self.out, self.id = out, digest.hexdigest()
         self.partial, self.record = Path(f"{out}.partial"), Path(f"{out}.partial.json")
         if self.record.exists():

@@ -31,6 +31,17 @@ def test_a_claim_leads_to_its_proof_figure_code_and_test(records):
     ]
 
 
+def test_mistakes_are_shown_with_the_tests_that_noticed(tmp_path):
+    path = tmp_path / "results.csv"
+    rows = ["mistake,file,noticed by", "a < b,x.py,tests/x/test_x.py::test_a_is_below_b", "c,y.py,"]
+    path.write_text("\n".join(rows) + "\n")
+    page = pages.mistakes(path)
+    assert "1 of 2 were noticed" in page
+    assert "<td>a &lt; b</td><td><code>x.py</code></td><td>a is below b</td>" in page
+    assert "<td>no test</td>" in page
+    assert "0 of 0" in pages.mistakes(tmp_path / "none.csv")
+
+
 def test_a_finding_leads_to_its_figure_and_method():
     record = load_findings(ROOT / "tests" / "reference" / "findings")["finding-1", "digits"]
     targets = [part.target for part in pages.finding_links(record)[0:3:2]]

@@ -33,15 +33,17 @@ kernelspec: {{display_name: Python 3, language: python, name: python3}}
 seed = 0
 rate = 0.5
 ranks = [1, 2]
+profile = "full"
 ```
 
 ```{{code-cell}} ipython3
 import os, pathlib, sys
+offset = {{"full": 0, "quick": 1}}[profile]
 sys.path.insert(0, os.environ["TOY_ROOT"])
 from lorantk.{module} import value
 folder = pathlib.Path(os.environ["LORANTK_RESULTS"])
 (folder / "figures").mkdir(parents=True, exist_ok=True)
-(folder / "figures" / "{title}.csv").write_text(f"x\\n{{value + seed}}\\n")
+(folder / "figures" / "{title}.csv").write_text(f"x\\n{{value + seed + offset}}\\n")
 (folder / "figures" / "{title}.json").write_text('{{"columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
 ```
 """
@@ -102,6 +104,40 @@ def test_only_what_depends_on_a_change_runs_again(toy):
     assert (toy / "book/_static/figures/first.csv").exists()
 
 
+def truncate(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+@pytest.mark.slow
+def test_what_is_damaged_is_named_and_made_again(toy):
+    run(toy)
+    figure, notebook = toy / "book/_static/figures/first.csv", find_chapters(toy)[1].executed
+    whole = figure.read_bytes()
+    for path in (figure, notebook):
+        truncate(path)
+    before = stamps(toy)
+    result = run(toy)
+    assert result.exit_code == 0
+    assert f"{figure} is not as 01-first wrote it" in result.stdout
+    assert f"{notebook} is not as 02-second wrote it" in result.stdout
+    assert figure.read_bytes() == whole
+    assert all(stamps(toy)[name] != before[name] for name in before)
+    assert run(toy).stdout.count("unchanged") == 3  # both chapters, and the book
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["README.md", "tests/reference/findings/finding-1.text.json"])
+def test_a_damaged_committed_file_is_named_in_one_line(toy, file):
+    run(toy, "--update-reference")
+    (toy / file).write_text("<<<<<<< HEAD\n")
+    result = run(toy, "--check")
+    assert result.exit_code == 1
+    assert f"{toy / file}:1: " in result.stdout
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
 @pytest.mark.slow
 def test_a_failing_cell_is_shown_and_the_previous_results_stay(toy):
     run(toy)
@@ -156,6 +192,16 @@ def test_a_finding_without_evidence_is_not_accepted(toy):
         (["--set", "seed=1.5"], "must be of type int"),
         (["--set", "ranks=3"], "must be of type list"),
         (["--set", "seed"], "must be name=value"),
+        (["--set", "seed=-1"], "must be 0 or more"),
+        (["--set", "seed=9223372036854775808"], "below 2**63"),
+        (["--set", "rate=0"], "must be above 0"),
+        (["--set", "rate=-0.5"], "must be above 0"),
+        (["--set", "rate=1e999"], "must be above 0, below 2**63; got inf"),
+        (["--set", "rate=nan"], "must be of type float"),
+        (["--set", "ranks=[]"], "must hold at least one entry"),
+        (["--set", "ranks=[1, 0]"], "must be above 0"),
+        (["--set", "ranks=['1']"], "must be of type int"),
+        (["--set", "profile=fast"], "must be one of 'full', 'quick'; got 'fast'"),
         (["--jobs", "0"], "greater than or equal to 1"),
     ],
 )
@@ -220,9 +266,18 @@ def test_a_table_must_be_named_literally(tmp_path, call):
         data_files(tmp_path, [call])
 
 
-def finding(verdict="supported", reading="supported", value=1.0, name="e"):
-    effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "reading": reading}
-    return {"verdict": verdict, "effects": [effect], "tolerance": {"rtol": 1e-3, "atol": 0}}
+def finding(verdict="supported", reading="supported", value=1.0, name="e", **others):
+    effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "unit": "", "error": None, "p": 0.01}
+    texts = {key: key for key in ("id", "source", "decisive", "figure", "command", "statement", "chapter")}
+    tolerance = {"rtol": 1e-3, "atol": 0}
+    record = texts | {"verdict": verdict, "effects": [effect | {"reading": reading}], "tolerance": tolerance}
+    return json.dumps(record | others)
+
+
+def claim(verdict="holds", passes=True, role="printed", **others):
+    evidence = {"name": "e", "value": 1.0, "low": 0.0, "high": None, "route": "r", "role": role, "passes": passes}
+    texts = {key: key for key in ("id", "decisive", "figure", "statement", "chapter", "proof")}
+    return json.dumps(texts | {"definition": False, "verdict": verdict, "evidence": [evidence]} | others)
 
 
 @pytest.fixture
@@ -234,9 +289,8 @@ def numbers(tmp_path):
         (tmp_path / side / "figures" / "f.json").write_text(
             json.dumps({"columns": {c: {"rtol": 1e-3, "atol": 0} for c in ("x", "label")}})
         )
-        claim = {"verdict": "holds", "evidence": [{"name": "e", "passes": True}]}
-        (tmp_path / side / "claims" / "c.json").write_text(json.dumps(claim))
-        (tmp_path / side / "findings" / "f.json").write_text(json.dumps(finding()))
+        (tmp_path / side / "claims" / "c.json").write_text(claim())
+        (tmp_path / side / "findings" / "f.json").write_text(finding())
     return tmp_path / "run", tmp_path / "kept"
 
 
@@ -253,17 +307,22 @@ def test_equal_numbers_have_no_difference(numbers):
         ("figures/f.csv", "x,label\n1.0,a\n", "1 rows"),
         ("figures/f.csv", "y,label\n1.0,a\n2.0,b\n", "columns"),
         ("figures/g.csv", "x\n1\n", "new"),
-        (
-            "claims/c.json",
-            '{"verdict": "fails as printed", "evidence": [{"name": "e", "passes": true}]}',
-            "holds -> fails",
-        ),
-        ("claims/c.json", '{"verdict": "holds", "evidence": [{"name": "e", "passes": false}]}', "True -> False"),
-        ("findings/f.json", json.dumps(finding(value=1.0005)), None),
-        ("findings/f.json", json.dumps(finding(value=1.01)), "1.01"),
-        ("findings/f.json", json.dumps(finding(verdict="mixed")), "supported -> mixed"),
-        ("findings/f.json", json.dumps(finding(reading="not shown")), "supported -> not shown"),
-        ("findings/g.json", json.dumps(finding()), "new"),
+        ("claims/c.json", claim(verdict="fails as printed"), "holds -> fails"),
+        ("claims/c.json", claim(passes=False), "True -> False"),
+        ("claims/c.json", claim(role="corrected"), "printed -> corrected"),
+        ("claims/c.json", claim(decisive="other"), "decisive -> other"),
+        ("claims/c.json", claim(comment=""), "1: has more than it should: comment"),
+        ("claims/c.json", claim()[:40], "1: no JSON"),
+        ("claims/c.json", "[]", "1: must hold one JSON object; got a list"),
+        ("claims/c.json", "{}", "1: has no chapter, decisive"),
+        ("claims/c.json", claim(evidence=[{"name": "e", "passes": True}]), "each of evidence must have"),
+        ("findings/f.json", finding(value=1.0005), None),
+        ("findings/f.json", finding(value=1.01), "1.01"),
+        ("findings/f.json", finding(verdict="mixed"), "supported -> mixed"),
+        ("findings/f.json", finding(reading="not shown"), "supported -> not shown"),
+        ("findings/f.json", finding(tolerance={"rtol": 1.0, "atol": 1.0}), "-> {'rtol': 1.0"),
+        ("findings/f.json", finding().replace('"reading"', '"read"'), "each of effects must have"),
+        ("findings/g.json", finding(), "new"),
     ],
 )
 def test_what_moved_is_found(numbers, file, content, moved):
@@ -274,8 +333,8 @@ def test_what_moved_is_found(numbers, file, content, moved):
 
 
 def test_an_effect_that_changed_its_name_is_found_twice(numbers):
-    (numbers[0] / "findings" / "f.json").write_text(json.dumps(finding(name="other")))
-    assert {d.moved for d in reference.compare(*numbers)} == {"new effect", "effect gone"}
+    (numbers[0] / "findings" / "f.json").write_text(finding(name="other"))
+    assert {d.moved for d in reference.compare(*numbers)} == {"new", "gone"}
 
 
 def test_a_missing_figure_is_found(numbers):
@@ -313,7 +372,7 @@ def test_a_reference_that_compares_nothing_is_a_difference(numbers, file, conten
 
 def test_a_reference_without_its_tolerances_is_a_difference(numbers):
     (numbers[1] / "figures" / "f.json").unlink()
-    assert [d.allowed for d in reference.compare(*numbers)] == ["a table and its tolerances"]
+    assert [d.allowed for d in reference.compare(*numbers)] == ["a whole file"]
 
 
 def test_code_of_another_tree_is_refused(toy, monkeypatch):
@@ -324,6 +383,23 @@ def test_code_of_another_tree_is_refused(toy, monkeypatch):
     assert result.exit_code == 2
     assert f"-m pip install --no-deps -e {toy}" in result.stdout
     assert not executed(toy)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("offset = {", "offset = ({", "01-first.md:16: '(' was never closed"),
+        ("seed = 0", "seed = len('')", "01-first.md:1: parameters must be literals, one a line"),
+        ("seed = 0", "f(0)", "01-first.md:1: parameters must be literals, one a line"),
+    ],
+)
+def test_a_chapter_that_is_no_python_is_named_by_line(toy, old, new, message):
+    source = toy / "notebooks" / "01-first.md"
+    source.write_text(source.read_text().replace(old, new))
+    result = run(toy)
+    assert result.exit_code in (1, 2)
+    assert message.replace(" ", "") in result.output.replace("│", "").replace("\n", "").replace(" ", "")
+    assert isinstance(result.exception, SystemExit)
 
 
 def test_a_chapter_has_a_number_with_or_without_its_zero(toy):

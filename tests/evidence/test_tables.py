@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer import Typer
 from typer.testing import CliRunner
@@ -43,7 +43,8 @@ class Text(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-@given(st.text())
+@given(st.text() | st.text("<>&;\"'/ab "))
+@example(HOSTILE)
 def test_any_text_comes_back_from_html_as_it_was(text):
     text = text.replace("\r", " ").replace("\0", " ")
     page = Text(cell_html((text, Badge(text, "holds"), Code(text), Link(text, text))))

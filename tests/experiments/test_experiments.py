@@ -9,6 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from evidence.artifacts import CorruptFile
 from experiments import __main__ as command
 from experiments.config import CELL, RESULTS, TASKS, Run, cell, load_grid, read_rates
 from experiments.rates import check_rates, choose, write_rates
@@ -58,6 +59,16 @@ def test_each_list_of_a_block_is_an_axis(tmp_path):
         ("block: {task: digits, seeds: 5-3}", "seeds must be a range such as '0-19'.*got '5-3'"),
         ("block: {task: digits, seeds: [1, 2]}", "seeds must be a range"),
         ("block: {task: digits, attacks: backdoor}", "attacks must be a list of mappings"),
+        ("block: {task: digits, seeds: 0-99999999}", "seeds must be at most 100000 numbers; got '0-99999999'"),
+        ("block: {task: digits, seeds: 0-99999, steps: [1, 2]}", "must come to at most 100000 runs; got 200000"),
+        ("block: {task: digits, batch_size: []}", r"batch_size must hold at least one value; got \[\]"),
+        ("block: {task: digits, attacks: []}", "attacks must hold at least one value"),
+        ("block: {task: digits}\nblock: {task: digits, steps: 3}", "must be YAML: 'block' stands twice"),
+        ("block: {task: digits, steps: 3, steps: 4}", "must be YAML: 'steps' stands twice"),
+        ("block: {task: digits, seed: -1}", "seed must be at least 0"),
+        ("block: {task: digits, seed: 9223372036854775808}", r"seed must be below 2\*\*63"),
+        ("block: {task: digits, batch_size: 0}", "batch_size must be at least 1"),
+        ("block: {task: digits, method: lora, rank: 0, variance: peft, scaling: '1'}", "rank must be at least 1"),
         ("block: {task: digits, attack: backdoor}", "poison_rate must be 0 without an attack"),
         ("block: {task: digits, learning_rate: fast}", "learning_rate must be a real number; got 'fast'"),
         ("block: {task: digits, steps: 2.5}", "steps must be an int"),
@@ -103,6 +114,13 @@ def test_an_id_names_the_settings_and_nothing_else():
     assert len({run.id, *(replace(run, **{name: value}).id for name, value in fields.items())}) == 1 + len(fields)
 
 
+@pytest.mark.parametrize("fan_in", [8, 64, 256])
+def test_isotropic_adapters_are_so_in_narrow_layers_too(fan_in):
+    lora = Run("digits", method="lora", rank=64, variance="1/r", scaling="1").lora(fan_in)
+    assert lora.rank == min(64, fan_in)
+    assert lora.rank * lora.entry_variance(fan_in) == 1.0  # E[A^T A] = I
+
+
 @pytest.mark.parametrize("path", sorted(p for p in RESULTS.glob("*.csv") if p.stem in TASKS), ids=lambda p: p.stem)
 def test_settings_of_a_committed_row_give_its_id(path):
     table = ResultsTable(path.parent, path.stem).read()
@@ -110,6 +128,13 @@ def test_settings_of_a_committed_row_give_its_id(path):
     settings = table[list(Run.__dataclass_fields__)].astype(object)
     for identifier, values in zip(table.id, settings.where(settings.notna(), None).to_dict("records"), strict=True):
         assert Run(**values).id == identifier
+
+
+@pytest.mark.parametrize("text", ["", "task,method\n", "task,method\n<<<<<<< HEAD\n", "a,b\n1,2,3\n"])
+def test_a_damaged_table_of_rates_is_named(tmp_path, text):
+    (tmp_path / "rates-digits.csv").write_text(text)
+    with pytest.raises(CorruptFile, match=r"rates-digits\.csv:1: .*learning.rate"):
+        load(tmp_path, "block: {task: digits, learning_rate: selected}")
 
 
 # Learning rates
@@ -239,12 +264,13 @@ def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "nowhere"), r"grid must be .*\(broken, good\); got 'nowhere'"),
+        (("run", "nowhere"), r"grid must be .*\(broken, damaged, good\); got 'nowhere'"),
         (("run", "good", "--block", "third"), "block must be among first, second; got third"),
         (("run", "broken"), "task must be one of"),
         (("run", "good", "--runs-per-job", "0"), "runs-per-job"),
         (("run", "good", "--scheduler", "here"), "scheduler must be .* tcp://HOST:PORT; got 'here'"),
         (("run", "good", "--jobs", "0"), "jobs must be at least 1, or -1"),
+        (("run", "damaged"), "damaged.yaml must be YAML"),
         (("select", "digits"), "grid must be .*got 'rates-digits'"),
         (("rerun", "0123456789ab"), "ID must be that of a row .*got '0123456789ab'"),
     ],
@@ -252,6 +278,7 @@ def test_any_row_can_be_repeated_and_a_changed_one_is_noticed(tmp_path, call):
 def test_wrong_arguments_are_answered_with_what_is_allowed(tmp_path, call, arguments, message):
     (tmp_path / "good.yaml").write_text("{first: {task: digits}, second: {task: digits}}")
     (tmp_path / "broken.yaml").write_text("{first: {task: mnist}}")
+    (tmp_path / "damaged.yaml").write_bytes(b"first: {task: [\xff")
     answer = call(*arguments)
     assert answer.exit_code == 2
     words = " ".join(answer.output.replace("│", " ").split())
@@ -270,7 +297,10 @@ def test_examples_in_the_readme_are_what_the_code_takes(tmp_path, root):
     compile(slurm, "slurm.py", "exec")
     named = re.findall(r"^    python -m experiments (\w+)", text, re.MULTILINE)
     assert set(named) == {info.name or info.callback.__name__ for info in command.app.registered_commands}
-    run = Run("digits", optimizer="sgd", steps=1)
-    ResultsTable(tmp_path, "digits").append(command.execute([run]))
-    header = (tmp_path / "digits.csv").read_text().split("\n")[0]
-    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == header.split(",")
+    headers = []
+    for task in ("digits-exact", "digits"):
+        ResultsTable(tmp_path, task).append(command.execute([Run(task, optimizer="sgd", steps=1)]))
+        headers.append((tmp_path / f"{task}.csv").read_text().split("\n")[0].split(","))
+    documented = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert documented == headers[0]
+    assert [name for name in documented if name not in ("poisoned", "diverged")] == headers[1]

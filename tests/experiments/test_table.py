@@ -7,6 +7,7 @@ from multiprocessing import get_context
 import pandas as pd
 import pytest
 
+from evidence.artifacts import CorruptFile
 from experiments.config import Run
 from experiments.table import ResultsTable
 
@@ -107,3 +108,41 @@ def test_a_tidy_table_does_not_depend_on_the_order_of_arrival(tmp_path, rows):
     empty = ResultsTable(tmp_path, "spam")
     empty.tidy()
     assert not empty.path.exists()
+
+
+HEAD, FIRST, SECOND = 0, 1, 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "line", "message"),
+    [
+        (lambda lines: [*lines, lines[FIRST]], 4, "stands in line 2 already"),
+        (lambda lines: [lines[HEAD], lines[FIRST].rsplit(",", 2)[0], lines[SECOND]], 2, "values below 16 columns"),
+        (lambda lines: [lines[HEAD], lines[FIRST] + ",1", lines[SECOND]], 2, "17 values below 16 columns"),
+        (lambda lines: [*lines[:2], "<<<<<<< HEAD", lines[SECOND], "=======", ">>>>>>> side"], 3, "were merged"),
+        (lambda lines: [lines[HEAD], "", *lines[1:]], 2, "0 values below"),
+        (lambda lines: [lines[HEAD], lines[FIRST][3:], lines[SECOND]], 2, "twelve hexadecimal digits"),
+        (lambda lines: [lines[HEAD], lines[FIRST], lines[SECOND].replace("0.9512", "0.95l2")], 3, "must be a number"),
+        (lambda lines: [lines[HEAD].replace("seed", "sead"), *lines[1:]], 1, "the header lacks seed"),
+        (lambda lines: lines[1:], 1, "the header lacks"),
+    ],
+)
+def test_a_row_that_is_none_is_named_by_file_and_line(tmp_path, rows, damage, line, message):
+    table = ResultsTable(tmp_path, "digits")
+    table.append(rows[:2])
+    damaged = "\n".join(damage(table.path.read_text().splitlines())) + "\n"
+    table.path.write_text(damaged)
+    for use in (table.ids, table.read, table.tidy, lambda: table.append(rows[2:3])):
+        with pytest.raises(CorruptFile, match=message) as caught:
+            use()
+        assert str(caught.value).startswith(f"{table.path}:{line}: ")
+    assert table.path.read_text() == damaged
+
+
+def test_bytes_that_are_no_text_are_named_by_line(tmp_path, rows):
+    table = ResultsTable(tmp_path, "digits")
+    table.append(rows[:2])
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole[:-4] + b"\xff" + whole[-3:])
+    with pytest.raises(CorruptFile, match=r"digits\.csv:3: no text in UTF-8"):
+        table.read()

@@ -108,6 +108,23 @@ def test_sweep_equals_draw_by_draw(data, model, seed):
                 assert relative(kernels[i, j], one) < TOLERANCE
 
 
+def test_a_sweep_shares_draws_that_differ_by_a_factor():
+    model, x = mlp([4, 6, 3], seed=1).double(), gaussian(5, 4, seed=2)
+    settings = [("1/n", 1.0), ("1/n", 3.0), ("4/n", 1.0), ("4/n", 0.5), ("peft", 2.0), ("peft", 0.25), (0.25, 2.0)]
+    several = [LoRA(2, variance, scaling) for variance, scaling in settings]
+    kernels = lora_ntk_sweep(model, x, loras=several, seeds=[0])
+    for kernel, lora in zip(kernels[:, 0], several, strict=True):
+        assert relative(kernel, ntk(lora.attach(model, 0), x)) < TOLERANCE
+
+
+@pytest.mark.parametrize("n", [80, 81, 85, 120, 165])
+def test_a_symmetric_product_of_any_size_is_the_general_one(n):
+    factors = LayerFactors.from_model(mlp([3, 5, 2], seed=0).double(), gaussian(n, 3, seed=n))
+    equal = factors.take(slice(None))  # another object: all tiles are multiplied, none is mirrored
+    for output in ("full", "trace"):
+        assert relative(gram(factors, factors, output=output), gram(factors, equal, output=output)) < TOLERANCE
+
+
 @given(st.data(), networks(), seeds)
 def test_methods_agree_when_B_is_not_zero(data, model, seed):
     x = data.draw(batches(model[0].in_features))

@@ -32,7 +32,7 @@ def test_frozen_models_have_factors_too():
 
 def test_hooks_are_gone_afterwards_even_on_failure():
     model = mlp([3, 4, 2]).double()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="model must accept the batch"):
         LayerFactors.from_model(model, gaussian(2, 5, seed=0))
     LayerFactors.from_model(model, gaussian(2, 3, seed=0))
     assert all(not module._forward_hooks for module in model.modules())

@@ -7,7 +7,7 @@ import torch
 from strategies import gaussian, relative
 from torch import nn
 
-from lorantk import Adapter, LoRA, attach, mlp, read_peft
+from lorantk import Adapter, LoRA, attach, lora_ntk_sweep, mlp, read_peft
 
 WIDE = mlp([400, 300, 1])
 
@@ -21,6 +21,13 @@ def test_same_seed_same_draw_and_another_seed_another():
 
 def test_adapting_fewer_layers_leaves_the_others_draw():
     assert torch.equal(LoRA(4, layers=["2"]).sample(WIDE, 1)["2"], LoRA(4).sample(WIDE, 1)["2"])
+
+
+def test_layers_of_one_width_get_draws_of_their_own():
+    model = mlp([4, 4, 4], seed=0)
+    first, second = LoRA(2, "1/n").sample(model, 0).values()
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
 
 
 def test_global_random_state_is_untouched():
@@ -88,8 +95,8 @@ def test_adapter_shares_the_prefactor_of_its_layer():
         ({"rank": 0}, ValueError, "rank must be at least 1"),
         ({"rank": 1.5}, TypeError, "rank must be an int"),
         ({"rank": 2, "variance": -1.0}, ValueError, "variance must be finite and at least 0"),
-        ({"rank": 2, "variance": "1/m"}, ValueError, "variance must be a number, 'peft' or 'k/n'"),
-        ({"rank": 2, "variance": "xavier"}, ValueError, "variance must be a number, 'peft' or 'k/n'"),
+        ({"rank": 2, "variance": "1/m"}, ValueError, "variance must be a number, 'k/n'"),
+        ({"rank": 2, "variance": "xavier"}, ValueError, "variance must be a number, 'k/n'"),
         ({"rank": 2, "variance": "-1/n"}, ValueError, "variance must be finite and at least 0"),
         ({"rank": 2, "scaling": 0.0}, ValueError, "scaling must be finite and above 0"),
         ({"rank": 2, "scaling": float("nan")}, ValueError, "scaling must be finite"),
@@ -130,3 +137,33 @@ def test_layers_that_cannot_be_adapted_are_refused():
         LoRA(1).sample(nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), 0)
     with pytest.raises(TypeError, match=r"model must be a peft\.PeftModel"):
         read_peft(mlp([3, 2]))
+
+
+def test_each_name_of_a_variance_draws_what_it_says():
+    wide = mlp([4000, 3]).double()
+    for variance, expected, fourth in [
+        ("peft", 1 / 12000, 1.8),
+        ("gaussian", 1 / 64, 3.0),
+        ("1/r", 1 / 8, 3.0),
+        (0.2, 0.2, 3.0),
+    ]:
+        A = LoRA(8, variance).sample(wide, 3)["0"]
+        second = A.square().mean().item()
+        assert second == pytest.approx(expected, rel=6 * (2 / A.numel()) ** 0.5)  # six standard errors or more
+        assert A.pow(4).mean().item() / second**2 == pytest.approx(fourth, rel=6 * (96 / 9 / A.numel()) ** 0.5)
+    A = LoRA(8, "orthonormal").sample(wide, 3)["0"]
+    assert relative(A @ A.T, torch.eye(8).double()) < 1e-12
+    assert LoRA(8, "orthonormal").entry_variance(4000) == 1 / 4000
+
+
+def test_embeddings_start_as_in_peft():
+    peft = pytest.importorskip("peft")
+    model = nn.Sequential(nn.Embedding(50, 40), nn.Flatten(1), nn.Linear(40, 2))
+    tuned = LoRA(4, layers=["0"]).attach(model, 1)
+    theirs = peft.get_peft_model(copy.deepcopy(model), peft.LoraConfig(r=4, target_modules=["0"])).base_model.model[0]
+    assert theirs.lora_embedding_A["default"].abs().max() == 0 == tuned[0].down.weight.abs().max()
+    for B in (theirs.lora_embedding_B["default"], tuned[0].up.weight):
+        assert B.shape == (40, 4)
+        assert B.std().item() == pytest.approx(1.0, abs=6 * (1 / 320) ** 0.5)
+    with pytest.raises(ValueError, match="variance 'peft' draws B of an embedding"):
+        lora_ntk_sweep(model, torch.zeros(2, 1, dtype=torch.long), loras=[LoRA(4, layers=["0"])], seeds=[0])

@@ -1,0 +1,142 @@
+"""The order of the kernels while LoRA trains: its certificate s^2 (|A|^2 + |B|^2), and the order itself.
+
+Statement ``order-in-training``. Both kernels are taken at the merged weights W + s B A, one adapted layer at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lorantk import Adapter, LoRA, attach, mlp, ntk, order_certificate
+from lorantk.lora import LoRALayer
+
+from .adam import jacobian, optimizer
+from .order import kernel_ratios, matrix
+
+
+def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
+    """`model` with the adapters of `adapted` added to its weights: the same function, all of it trainable."""
+    whole = copy.deepcopy(model)
+    for name, layer in _adapted_layers(adapted).items():
+        weight = whole.get_parameter(f"{name}.weight")
+        weight.data += layer.scaling * layer.up.weight.detach() @ layer.down.weight.detach()
+    return whole.requires_grad_(True)
+
+
+def orders(adapted: nn.Module, model: nn.Module, x: Tensor) -> pd.DataFrame:
+    """A row an adapted layer: its certificate, and the smallest c with K_LoRA <= c K_full on `x`.
+
+    Parameters
+    ----------
+    adapted : nn.Module
+        A copy of `model` with adapters on layers of standard parametrisation.
+    model : nn.Module
+        Without adapters.
+    x : Tensor (n, ...)
+        In float64.
+    """
+    whole, rows = merged(adapted, model), []
+    for name, layer in _adapted_layers(adapted).items():
+        lora, full = (matrix(ntk(m, x, layers=[name])) for m in (adapted, whole))
+        A, B = layer.down.weight.detach(), layer.up.weight.detach()
+        certificate = order_certificate(A, B, layer.scaling)
+        share = (layer.scaling * torch.linalg.matrix_norm(B, 2)).item() ** 2
+        ratio = kernel_ratios(lora, full)[-1].item()
+        rows.append({"layer": name, "certificate": certificate, "share_of_B": share, "ratio": ratio})
+    return pd.DataFrame(rows)
+
+
+def follow(
+    model: nn.Module, data: tuple[Tensor, Tensor], x: Tensor, lora: LoRA, rule: tuple[str, float],
+    checkpoints: Sequence[int], seed: int,
+) -> pd.DataFrame:  # fmt: skip
+    """`orders` on `x` at each checkpoint (steps done) of full-batch training on `data` by (optimizer, step size).
+
+    Raises
+    ------
+    FloatingPointError
+        If training diverges.
+    """
+    adapted, (inputs, labels) = lora.attach(model, seed), data
+    steps, tables = optimizer(rule[0], adapted, rule[1]), []
+    for done in range(max(checkpoints) + 1):
+        outputs = adapted(inputs)
+        loss = nn.functional.cross_entropy(outputs, labels)
+        if not bool(outputs.isfinite().all()):
+            raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
+        if done in checkpoints:
+            accuracy = (outputs.argmax(1) == labels).double().mean().item()
+            settings: dict[str, Any] = {
+                "optimizer": rule[0],
+                "learning_rate": rule[1],
+                "scaling": lora.scaling,
+                "seed": seed,
+            }
+            row = settings | {"step": done, "loss": loss.item(), "accuracy": accuracy}
+            tables.append(orders(adapted, model, x).assign(**row))
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    return pd.concat(tables, ignore_index=True)
+
+
+def first_beyond(worst: pd.DataFrame) -> pd.DataFrame:
+    """First checkpoint at which "certificate" and "ratio" exceed 1, with loss and accuracy there, means over seeds.
+
+    Parameters
+    ----------
+    worst : DataFrame
+        A row a checkpoint: optimizer, scaling, seed, step, certificate, ratio, loss, accuracy.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by optimizer, scaling and what ended; runs: in how many it ended.
+    """
+    long = worst.melt(["optimizer", "scaling", "seed", "step", "loss", "accuracy"], ["certificate", "ratio"], "ends")
+    beyond = long[long.value > 1].sort_values("step").groupby(["optimizer", "scaling", "ends", "seed"]).first()
+    means = {column: (column, "mean") for column in ("step", "loss", "accuracy")}
+    return beyond.groupby(["optimizer", "scaling", "ends"]).agg(runs=("step", "size"), **means).round(3)
+
+
+def projected_kernel(J: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """J P J^T with P = s^2 (I (x) A^T A + B B^T (x) I), for J (k, fan_out * fan_in) of one full weight matrix."""
+    G = J.unflatten(1, (len(B), A.shape[1]))
+    return scaling**2 * ((G @ A.T).flatten(1) @ (G @ A.T).flatten(1).T + (B.T @ G).flatten(1) @ (B.T @ G).flatten(1).T)
+
+
+def search(cases: Sequence[int]) -> pd.DataFrame:
+    """Random networks, layers, ranks, scalings and B of any size: the identity's error, the ratio, the certificate."""
+    rows = []
+    for case in cases:
+        draw = torch.Generator().manual_seed(case)
+        width, rank, n = (int(torch.randint(1, top, (), generator=draw)) for top in (7, 5, 6))
+        activation = ("relu", "tanh", "erf", "linear")[case % 4]
+        model = mlp([5, width, 5, 3], activation, parametrization="standard", seed=case).double()
+        name = ("0", "2", "4")[case % 3]
+        fan_out, fan_in = model.get_parameter(f"{name}.weight").shape
+        rank, size = min(rank, fan_in), 10.0 ** (4 * torch.rand((), generator=draw).item() - 3)
+        scaling = 10.0 ** (2 * torch.rand((), generator=draw).item() - 1)
+        A, x = (torch.randn(k, m, generator=draw, dtype=torch.float64) for k, m in ((rank, fan_in), (n, 5)))
+        B = size * torch.randn(fan_out, rank, generator=draw, dtype=torch.float64)
+        adapted = attach(model, {name: Adapter(A, B, scaling)})
+        whole = merged(adapted, model).requires_grad_(False)
+        whole.get_parameter(f"{name}.weight").requires_grad_(True)
+        J, kernel = jacobian(whole, x), matrix(ntk(adapted, x, layers=[name]))
+        if not J.any():  # all units are dead: both kernels are 0
+            continue
+        error = (projected_kernel(J, A, B, scaling) - kernel).abs().max() / kernel.abs().max()
+        ratio = kernel_ratios(kernel, matrix(ntk(whole, x, layers=[name])))[-1].item()
+        rows.append({"case": case, "error": error.item(), "ratio": ratio, "bound": order_certificate(A, B, scaling)})
+    return pd.DataFrame(rows)
+
+
+def _adapted_layers(adapted: nn.Module) -> dict[str, LoRALayer]:
+    """Layers with an adapter, by name."""
+    return {name: module for name, module in adapted.named_modules() if isinstance(module, LoRALayer)}

@@ -1,0 +1,32 @@
+"""The certificate of the order, against kernels at random points and along training."""
+
+import torch
+from strategies import gaussian
+
+from experiments.certificate import follow, merged, search
+from experiments.data import digits
+from lorantk import Adapter, LoRA, attach, mlp
+
+
+def test_the_ratio_never_exceeds_the_certificate():
+    table = search(range(200))
+    assert len(table) > 150
+    assert table.error.max() < 1e-11
+    assert (table.ratio <= table.bound * (1 + 1e-5)).all()  # a ratio is known to eps / 1e-10
+    assert (table.ratio / table.bound).max() > 0.9  # and the bound is met by some
+
+
+def test_merging_keeps_the_function():
+    model = mlp([4, 5, 3], parametrization="standard").double()
+    adapted = attach(model, {"2": Adapter(gaussian(2, 5, seed=0), gaussian(3, 2, seed=1), 1.7)})
+    x = gaussian(6, 4, seed=2)
+    assert torch.allclose(merged(adapted, model)(x), adapted(x), atol=1e-12)
+
+
+def test_along_training_the_certificate_starts_at_that_of_A_and_bounds_the_ratio():
+    x, y = digits(24)
+    model = mlp([64, 16, 10], parametrization="standard").double()
+    table = follow(model, (x, y), x[:8], LoRA(4), ("adamw", 1e-2), [0, 20], seed=0)
+    assert (table[table.step == 0].share_of_B == 0).all()
+    assert (table[table.step == 20].share_of_B > 0).all()
+    assert (table.ratio <= table.certificate * (1 + 1e-5)).all()
