@@ -56,7 +56,7 @@ def follow(
     model: nn.Module, data: tuple[Tensor, Tensor], x: Tensor, lora: LoRA, rule: tuple[str, float],
     checkpoints: Sequence[int], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """`orders` on `x` at each checkpoint (steps done) of full-batch training on `data` by (optimizer, step size).
+    """`orders` on `x` at each checkpoint (steps done) of full-batch training by an optimizer and its learning rate.
 
     Raises
     ------

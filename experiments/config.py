@@ -132,16 +132,6 @@ def _scaling(rule: str, rank: int) -> float:
         raise ValueError(message) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
@@ -157,7 +147,7 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         a learning rate that was not selected.
     """
     try:
-        blocks = yaml.load(path.read_bytes(), _Loader)
+        blocks = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):

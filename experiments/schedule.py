@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import threading
 import time
@@ -167,6 +168,7 @@ def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, 
         from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError as error:
         raise ImportError("--scheduler needs the extra 'distributed': pip install 'lorantk[distributed]'") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # WorkersLost says it in one line
     with Client(address) as client:
         for worker, trouble in client.run(exec, f"import {__package__}", {}, on_error="return").items():
             if trouble is not None:
