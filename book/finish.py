@@ -31,7 +31,7 @@ def finish(html: Path, root: Path) -> None:
     for page in pages:
         soup = BeautifulSoup(page.read_text(), "html.parser")
         mend(soup)
-        if page.parent.name == "notebooks":
+        if page.parent.name == "notebooks" and page.name in sections:
             soup.select_one("article.bd-article > section").append(BeautifulSoup(sections[page.name], "html.parser"))
         page.write_text(str(soup))
 

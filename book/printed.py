@@ -17,43 +17,49 @@ PRINTED: dict[str, tuple[str, str]] = {
     ),
     "thm-fisher": (
         "Theorem on the kernel and Fisher information, equation 5",
-        r"\(I_\theta = \mathbb{E}[\nabla_F\mathcal{L}^T\, K_{ntk}(x, x)\, \nabla_F\mathcal{L}]\) at infinite width",
+        r"\(I_\theta =\) \(\mathbb{E}[\nabla_F\mathcal{L}^T\, K_{ntk}(x, x)\, \nabla_F\mathcal{L}]\) at infinite width",
     ),
-    "eq-6": ("Equation 6", r"\(\mathbf{IB} = \frac12\log\det_{\text{pseudo}} I = \frac12\sum_{\lambda_i>0}\lambda_i\)"),
+    "eq-6": (
+        "Equation 6",
+        r"\(\mathbf{IB} = \frac12\log\det_{\text{pseudo}} I\) \(= \frac12\sum_{\lambda_i>0}\lambda_i\)",
+    ),
     "eq-7": (
         "Equation 7",
         r"\(H_\alpha = \frac{1}{1-\alpha}\log\sum_i \lambda_i^\alpha\); \(H_1\) is Shannon's; "
         r"\(H_\infty = \max_i \lambda_i\)",
     ),
-    "eq-8": ("Equation 8", r"\(K^{(1)} = x^T x',\ K^{(l)} = K^{(l-1)}\dot\Sigma^{(l)} + \Sigma^{(l)}\)"),
+    "eq-8": ("Equation 8", r"\(K^{(1)} = x^T x'\), \(K^{(l)} = K^{(l-1)}\dot\Sigma^{(l)} + \Sigma^{(l)}\)"),
     "eq-9": (
         "Equation 9",
-        r"\(\Sigma^l = \mathbb{E}_{f\sim\mathcal{N}(0,\Sigma^{l-1})}[\sigma(f)^T\sigma(f)] = "
-        r"\sum_j \sigma(y_j)^T\sigma(y_j)\)",
+        r"\(\Sigma^l = \mathbb{E}_{f\sim\mathcal{N}(0,\Sigma^{l-1})}[\sigma(f)^T\sigma(f)]\) "
+        r"\(= \sum_j \sigma(y_j)^T\sigma(y_j)\)",
     ),
     "lem-lora-ntk": (
         "Lemma on the kernel of LoRA, equation 10",
-        r"\(K_{LoRA}^{(l)} = K_{LoRA}^{(l-1)}\dot\Sigma^{(l)} + \sigma(y)^T A^T A\,\sigma(y')\)",
+        r"\(K_{LoRA}^{(l)} = K_{LoRA}^{(l-1)}\dot\Sigma^{(l)}\) \(+\ \sigma(y)^T A^T A\,\sigma(y')\)",
     ),
     "thm-relation": (
         "Theorem on the two kernels, equation 11",
-        r"\(K_{LoRA}^{(l)} = K_{ff}^{(l)} + \sigma(y)^T (A^T A - I)\,\sigma(y')\)",
+        r"\(K_{LoRA}^{(l)} = K_{ff}^{(l)}\) \(+\ \sigma(y)^T (A^T A - I)\,\sigma(y')\)",
     ),
     "thm-nsd": (
         "Theorem on negative semi-definiteness",
-        r"\(\sigma_a^2 < 1/n,\ r \le n \Rightarrow M_\Delta \preceq 0\)",
+        r"\(\sigma_a^2 < 1/n,\ r \le n\) \(\Rightarrow M_\Delta \preceq 0\)",
     ),
     "thm-nsd-eigenvalues": (
         "Theorem on negative semi-definiteness",
         r"\(M_\Delta\) has \(r\) eigenvalues \(\sigma_a^2 n\) and \(n - r\) equal to 0",
     ),
-    "cor-ideal": ("Corollary on full rank", r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty \Rightarrow M_\Delta \to 0\)"),
+    "cor-ideal": (
+        "Corollary on full rank",
+        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty\) \(\Rightarrow M_\Delta \to 0\)",
+    ),
     "cor-ideal-kernel": (
         "Corollary on full rank",
-        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty \Rightarrow K_{LoRA} \equiv K_{ff}\)",
+        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty\) \(\Rightarrow K_{LoRA} \equiv K_{ff}\)",
     ),
     "thm-ib": ("Last theorem", r"\(M_\Delta \preceq 0 \Rightarrow \mathbf{IB}_{ff} \ge \mathbf{IB}_{LoRA}\)"),
-    "thm-renyi": ("Last theorem", r"\(M_\Delta \preceq 0 \Rightarrow H_{\alpha,ff} \ge H_{\alpha,LoRA}\)"),
+    "thm-renyi": ("Last theorem", r"\(M_\Delta \preceq 0\) \(\Rightarrow H_{\alpha,ff} \ge H_{\alpha,LoRA}\)"),
 }
 """Statement's id -> (place on the poster, what is printed there); statements that are ours are absent."""
 

@@ -42,6 +42,12 @@ CLIPPED_FORMULAS = """() => {
   return wider.map(m => m.parentElement.textContent.slice(0, 80));
 }"""
 
+CUT_CODE = """() => {
+  document.querySelectorAll('details').forEach(d => { d.open = true });
+  const cut = [...document.querySelectorAll('article .cell_input pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
+  return cut.map(e => e.textContent.slice(0, 80));
+}"""
+
 ONE_TOKEN_A_KIND = """() => {
   const seen = new Set();
   for (const token of document.querySelectorAll('article :is(pre, dt.sig) span[class]')) {
@@ -162,6 +168,7 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site
     name = path.removesuffix(".html").replace("/", "-")
     page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
     assert page.evaluate(CLIPPED_FORMULAS) == [], "an inline formula is wider than its paragraph"
+    assert device == "phone" or page.evaluate(CUT_CODE) == [], "code is cut at 1280 px"
     context.close()
 
 

@@ -268,6 +268,7 @@ def test_a_table_must_be_named_literally(tmp_path, call):
 
 def finding(verdict="supported", reading="supported", value=1.0, name="e", **others):
     effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "unit": "", "error": None, "p": 0.01}
+    effect["freedom"] = None
     texts = {key: key for key in ("id", "source", "decisive", "figure", "command", "statement", "chapter")}
     tolerance = {"rtol": 1e-3, "atol": 0}
     record = texts | {"verdict": verdict, "effects": [effect | {"reading": reading}], "tolerance": tolerance}
