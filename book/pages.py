@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cards import claim_card, finding_card
+
 from evidence.artifacts import CorruptFile, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
-from evidence.findings import STYLES, findings_table, load_findings, overall_verdicts
+from evidence.findings import STYLES, load_findings, overall_verdicts
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
 from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, join, tally
 
@@ -22,16 +24,28 @@ def write_generated_pages(root: Path) -> None:
     """Write book/claims.md, and what the front page and the page of tests include, from the book's own records."""
     book = root / "book"
     page = (book / "claims.template.md").read_text()
-    tables = {
-        "claims": claims_table(book / "_static" / "claims", claim_links).html(),
-        "findings": findings_table(book / "_static" / "findings", finding_links).html(),
+    cards = {
+        "claims": "".join(
+            claim_card(record, claim_links(record)) for record in load_claims(book / "_static" / "claims")
+        ),
+        "findings": "".join(finding_cards(book / "_static" / "findings")),
     }
-    page = re.sub(r"\{\{ (claims|findings) \}\}", lambda match: tables[match[1]], page)
+    page = re.sub(r"\{\{ (claims|findings) \}\}", lambda match: cards[match[1]], page)
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
     write_atomically(book / "_generated" / "tests.md", tests())
     write_atomically(book / "_generated" / "mistakes.md", mistakes(root / "tests" / "mutants" / "results.csv"))
+
+
+def finding_cards(directory: Path) -> list[str]:
+    """A card for each finding from the records in `directory`."""
+    records = load_findings(directory)
+    cards = []
+    for id in FINDINGS:
+        mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
+        cards.append(finding_card(id, mine, {source: finding_links(record) for source, record in mine.items()}))
+    return cards
 
 
 def readme_with_results(root: Path) -> str:
@@ -98,8 +112,8 @@ def in_words(name: str) -> str:
     return name.partition("::")[2].removeprefix("test_").replace("_", " ")
 
 
-def claim_links(record: Mapping[str, Any]) -> Cell:
-    """From the book's table to a claim's proof, figure, code and test."""
+def claim_links(record: Mapping[str, Any]) -> list[Link]:
+    """From the book's card to a claim's proof, figure, code and test."""
     page = f"notebooks/{record['chapter']}.html"
     package, module, name = STATEMENTS[record["id"]].code.split(".")
     targets = {
@@ -108,11 +122,11 @@ def claim_links(record: Mapping[str, Any]) -> Cell:
         "code": f"_modules/{package}/{module}.html#{name}",
         "test": f"tests.html#test-{record['id']}",
     }
-    return join([Link(text, target) for text, target in targets.items() if target])
+    return [Link(text, target) for text, target in targets.items() if target]
 
 
 def finding_links(record: Mapping[str, Any]) -> Cell:
-    """From the book's table to a finding's figure and method, and the command that reruns it."""
+    """From the book's card to a finding's figure and method, and the command that reruns it."""
     page = f"notebooks/{record['chapter']}.html"
     figure = Link("figure", f"{page}#fig-{record['figure']}")
     return join([figure, Link("method", f"{page}#{record['id']}-{record['source']}"), Code(record["command"])])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from chapters import PACKAGES
 from execution import die_with_parent
+from finish import finish
 from swap import swap_in
 
 
@@ -50,7 +51,7 @@ def render(root: Path) -> bool:
     fresh = build / "html.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(stage / "_build" / "html", fresh)
-    copy_mathjax(fresh / "_static" / "mathjax")
+    finish(fresh, root)
     (fresh / ".fingerprint").write_text(fingerprint)
     swap_in(fresh, html)
     unfinished.unlink()
@@ -68,18 +69,6 @@ def _jupyter_book(arguments: list[str], root: Path, log: Path) -> None:
 
     sys.argv = ["jupyter-book", *arguments]
     main()
-
-
-def copy_mathjax(target: Path) -> None:
-    """Copy the parts of MathJax 3 that a page asks for from the installed wheel: mathematics without a network.
-
-    Not by way of book/_static: Jupyter Book would load every script it finds there on every page.
-    """
-    import mathjax
-
-    source = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
-    shutil.copytree(source / "input" / "tex" / "extensions", target / "input" / "tex" / "extensions")
-    shutil.copyfile(source / "tex-svg.js", target / "tex-svg.js")
 
 
 def _render_hash(root: Path) -> str:

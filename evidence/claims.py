@@ -177,7 +177,7 @@ def claims_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) ->
             Code(record["id"]),
             record["statement"],
             Badge(record["verdict"], VERDICTS[record["verdict"]]),
-            _decisive(record),
+            decisive_number(record),
             links(record),
         )
         for record in load_claims(directory)
@@ -185,6 +185,7 @@ def claims_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) ->
     return Table(("id", "statement", "verdict", "decisive number", "see"), rows)
 
 
-def _decisive(record: Mapping[str, Any]) -> str:
+def decisive_number(record: Mapping[str, Any]) -> str:
+    """What decides a saved claim, as text: the measured number and its prediction."""
     evidence = next(e for e in record["evidence"] if e["name"] == record["decisive"])
     return f"{evidence['name']}: {number(evidence['value'])} (predicted {interval(evidence['low'], evidence['high'])})"

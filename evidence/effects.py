@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,8 +31,8 @@ class Effect:
         How many independent units stand behind it: runs, pairs, tasks or configurations.
     unit : str
         Of the estimate, e.g. "accuracy"; empty for a correlation.
-    error, p : float, optional
-        Standard error, and p-value of no effect, where the method gives one.
+    error, p, freedom : float, optional
+        Standard error, p-value of no effect, and degrees of freedom of its t distribution, where the method gives them.
 
     Raises
     ------
@@ -48,6 +49,7 @@ class Effect:
     unit: str = ""
     error: float | None = None
     p: float | None = None
+    freedom: float | None = None
 
     def __post_init__(self) -> None:
         for field in ("value", "low", "high"):
@@ -63,16 +65,54 @@ class Effect:
         if self.p is not None and not 0 <= self.p <= 1:
             raise ValueError(f"p of {self.name!r} must be from 0 to 1; got {self.p}")
 
-    def __neg__(self) -> Effect:
+    def __neg__(self) -> Self:
         """The effect with its sign reversed."""
         return replace(self, value=-self.value, low=-self.high, high=-self.low)
 
     def __str__(self) -> str:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
-    def renamed(self, name: str) -> Effect:
+    def renamed(self, name: str) -> Self:
         """The same effect under another name."""
         return replace(self, name=name)
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """One-sided p-value of the hypothesis that the effect is at most `bound`; small says that it is above.
+
+        Raises
+        ------
+        ValueError
+            If the effect has no standard error or degrees of freedom.
+        """
+        from scipy.stats import t
+
+        if self.error is None or self.freedom is None:
+            raise ValueError(f"effect {self.name!r} must have a standard error and degrees of freedom")
+        if self.error == 0:
+            return float(self.value <= bound)
+        return float(t.sf((self.value - bound) / self.error, self.freedom))
+
+    def p_below(self, bound: float = 0.0) -> float:
+        """One-sided p-value of the hypothesis that the effect is at least `bound`; small says that it is below."""
+        return (-self).p_above(-bound)
+
+    def p_difference(self) -> float:
+        """Two-sided p-value of no effect."""
+        return min(1.0, 2 * min(self.p_above(), self.p_below()))
+
+    def p_within(self, margin: float) -> float:
+        """p-value of an effect of size `margin` or more, by two one-sided tests (Schuirmann 1987); small says less."""
+        return max(self.p_above(-margin), self.p_below(margin))
+
+    def detectable(self, power: float = 0.8) -> float:
+        """Size of an effect that a two-sided test at 5 % with this standard error finds with probability `power`."""
+        from scipy.optimize import brentq
+        from scipy.stats import nct, t
+
+        if not self.error or self.freedom is None:
+            raise ValueError(f"effect {self.name!r} must have a standard error above 0 and degrees of freedom")
+        df, critical = self.freedom, t.ppf((1 + LEVEL) / 2, self.freedom)
+        return self.error * float(brentq(lambda shift: nct.sf(critical, df, shift) - power, 0.0, 5 * critical + 10))
 
 
 def summaries(groups: Sequence[tuple[float, float, int]], name: str) -> tuple[NDArray[np.float64], ...]:
@@ -113,10 +153,10 @@ def contrast(groups: Sequence[tuple[float, float, int]], weights: Sequence[float
     value, error = float(np.dot(weights, mean)), float(np.sqrt(share.sum()))
     runs = int(n.sum())
     if error == 0:
-        return Effect(name, value, value, value, runs, unit, 0.0, float(value == 0))
-    freedom = share.sum() ** 2 / (share**2 / (n - 1)).sum()
+        return Effect(name, value, value, value, runs, unit, 0.0, float(value == 0), runs - len(groups))
+    freedom = float(share.sum() ** 2 / (share**2 / (n - 1)).sum())
     low, high = t.interval(LEVEL, freedom, value, error)
-    return Effect(name, value, low, high, runs, unit, error, float(2 * t.sf(abs(value) / error, freedom)))
+    return Effect(name, value, low, high, runs, unit, error, float(2 * t.sf(abs(value) / error, freedom)), freedom)
 
 
 def paired_contrast(outcomes: ArrayLike, weights: ArrayLike, name: str, unit: str = "") -> Effect:
@@ -142,10 +182,10 @@ def paired_contrast(outcomes: ArrayLike, weights: ArrayLike, name: str, unit: st
     sums = table @ coefficients
     value, error = float(sums.mean()), float(sums.std(ddof=1) / len(sums) ** 0.5)
     if error == 0:
-        return Effect(name, value, value, value, len(sums), unit, 0.0, float(value == 0))
+        return Effect(name, value, value, value, len(sums), unit, 0.0, float(value == 0), len(sums) - 1)
     test = ttest_1samp(sums, 0.0)
     low, high = test.confidence_interval(LEVEL)
-    return Effect(name, value, low, high, len(sums), unit, error, float(test.pvalue))
+    return Effect(name, value, low, high, len(sums), unit, error, float(test.pvalue), len(sums) - 1)
 
 
 def slope_weights(x: ArrayLike) -> NDArray[np.float64]:
@@ -191,4 +231,58 @@ def random_effects(effects: Sequence[Effect], name: str) -> Effect:
     error = float(max(summary.sd_eff_w_re, summary.sd_eff_w_re_hksj))
     low, high = t.interval(LEVEL, len(effects) - 1, value, error)
     p = 2 * t.sf(abs(value) / error, len(effects) - 1)
-    return Effect(name, value, low, high, len(effects), effects[0].unit, error, float(p))
+    return Effect(name, value, low, high, len(effects), effects[0].unit, error, float(p), len(effects) - 1)
+
+
+@dataclass(frozen=True)
+class EffectRange(Effect):
+    """One effect under several choices that the data cannot tell apart, such as learning rates.
+
+    Its estimate is that of the first choice; its interval holds those of all choices. What it says must hold under
+    each of them: its p-values are the largest of its members' (an intersection-union test, Berger 1982).
+
+    Parameters
+    ----------
+    lowest, highest : float
+        The smallest and the largest of the members' estimates.
+    members : tuple of Effect
+    """
+
+    lowest: float = math.nan
+    highest: float = math.nan
+    members: tuple[Effect, ...] = ()
+
+    def __neg__(self) -> Self:
+        """The same range seen from the other side."""
+        seen = replace(self, value=-self.value, low=-self.high, high=-self.low, lowest=-self.highest)
+        return replace(seen, highest=-self.lowest, members=tuple(-effect for effect in self.members))
+
+    def p_above(self, bound: float = 0.0) -> float:
+        return max(effect.p_above(bound) for effect in self.members)
+
+    def p_below(self, bound: float = 0.0) -> float:
+        return max(effect.p_below(bound) for effect in self.members)
+
+    def detectable(self, power: float = 0.8) -> float:
+        return max(effect.detectable(power) for effect in self.members)
+
+
+def over_choices(effects: Sequence[Effect], name: str) -> EffectRange:
+    """The range of an effect over choices, the first of which is the preferred one.
+
+    Raises
+    ------
+    ValueError
+        Without effects, or if their units differ.
+    """
+    if not effects or len({effect.unit for effect in effects}) > 1:
+        raise ValueError(f"effects of {name!r} must be one or more, in one unit; got {[e.unit for e in effects]}")
+    values = [effect.value for effect in effects]
+    first, members = effects[0], tuple(effects)
+    low, high = min(e.low for e in effects), max(e.high for e in effects)
+    n, error = min(e.n for e in effects), max(e.error or 0.0 for e in effects)
+    found = EffectRange(
+        name, first.value, low, high, n, first.unit, error, freedom=first.freedom, lowest=min(values),
+        highest=max(values), members=members,
+    )  # fmt: skip
+    return replace(found, p=found.p_difference())

@@ -1,13 +1,13 @@
-"""One style for every figure, and one way to save it: SVG (light and dark), PNG, the plotted numbers, provenance.
+"""One style for every figure, and one way to save it: pictures, the plotted numbers, provenance.
 
 Importing this module sets matplotlib's style, not its backend: figures come from `subplots` and show themselves once,
-through what `save` returns. The same thing has the same colour everywhere: `COLORS`.
+through what `save` returns. The same thing has the same colour everywhere: `COLORS`. Numbers in
+tables of pandas have four significant digits.
 """
 
 from __future__ import annotations
 
 import html
-import io
 import json
 import os
 import re
@@ -32,9 +32,9 @@ from torch import Tensor
 
 from .artifacts import results_directory, write_atomically
 from .effects import Effect
+from .pictures import GRID, INK, pictures
+from .tables import short
 
-INK, INK_DARK = "#20242a", "#e8e6e3"
-GRID, GRID_DARK = "#d8dade", "#43474e"
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE = (matplotlib.colors.to_hex(c) for c in sns.color_palette("colorblind")[:5])
 COLORS = {"full": _BLUE, "lora": _ORANGE, "bound": _RED, "other": _GREEN, "third": _PURPLE, "theory": INK}
 """Colour by meaning: full fine-tuning, LoRA, a bound or edge, further series, a theoretical curve."""
@@ -57,6 +57,10 @@ matplotlib.rcParams.update(
 )  # fmt: skip
 
 
+pd.set_option("display.float_format", short)
+pd.set_option("styler.format.formatter", short)
+
+
 @dataclass(frozen=True)
 class SavedFigure:
     """A saved figure; on a page it shows its picture, its caption and a link to its numbers."""
@@ -65,17 +69,27 @@ class SavedFigure:
     alt: str
     caption: str
     directory: Path
+    sizes: Mapping[str, tuple[int, int]]
 
     def _repr_html_(self) -> str:
         base = html.escape(f"{self.directory.as_posix()}/{self.name}")
-        alt, caption = html.escape(self.alt), html.escape(self.caption, quote=False)
+        caption = html.escape(self.caption, quote=False)
         return (
-            f'<figure id="fig-{self.name}" class="lorantk-figure"><div class="lorantk-picture" tabindex="0">'
-            f'<img class="only-light" src="{base}.svg" alt="{alt}">'
-            f'<img class="only-dark" hidden src="{base}-dark.svg" alt="{alt}"></div>'
+            f'<figure id="fig-{self.name}" class="lorantk-figure">'
+            f"{self._picture(base, '', 'only-light')}{self._picture(base, '-dark', 'only-dark')}"
             f'<figcaption><span class="mathjax_process">{caption}</span> '
             f'<a href="{base}.csv" download>Numbers (CSV)</a>, <a href="{base}.png" download>PNG</a>.</figcaption>'
             "</figure>"
+        )
+
+    def _picture(self, base: str, suffix: str, shown: str) -> str:
+        """One theme's picture, in its narrow rendering on a narrow screen; a hidden lazy one is never fetched."""
+        (width, height), (narrow, tall) = self.sizes["wide"], self.sizes["narrow"]
+        hidden = " hidden" if shown == "only-dark" else ""
+        return (
+            f'<picture><source media="(max-width: 600px)" srcset="{base}-narrow{suffix}.svg" '
+            f'width="{narrow}" height="{tall}"><img class="{shown}"{hidden} loading="lazy" '
+            f'src="{base}{suffix}.svg" width="{width}" height="{height}" alt="{html.escape(self.alt)}"></picture>'
         )
 
 
@@ -158,24 +172,14 @@ def save(
         "versions": {package: version(package) for package in ("lorantk", "torch", "numpy", "matplotlib")},
         "revision": _revision(),
     }
-    files = _pictures(fig, name) | {
+    drawn, sizes = pictures(fig, name)
+    files = drawn | {
         ".csv": frame.to_csv(index=False, float_format="%.7g", lineterminator="\n"),
         ".json": json.dumps(record, indent=1) + "\n",
     }
     for suffix, content in files.items():
         write_atomically(directory / f"{name}{suffix}", content)
-    return SavedFigure(name, alt, caption, directory)
-
-
-def _pictures(fig: Figure, name: str) -> dict[str, str | bytes]:
-    """The figure as SVG for a light and for a dark page and as PNG, by file suffix."""
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        svg, png = io.StringIO(), io.BytesIO()
-        fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    light = svg.getvalue()
-    dark = light.replace(INK, INK_DARK).replace(GRID, GRID_DARK)
-    return {".svg": light, "-dark.svg": dark, ".png": png.getvalue()}
+    return SavedFigure(name, alt, caption, directory, sizes)
 
 
 def order_line(ax: Axes, x: Sequence[float], y: Sequence[float], order: float, label: str) -> None:

@@ -159,7 +159,7 @@ def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) 
         badges = {source: Badge(word, STYLES[word]) for source, word in verdicts.items()}
         missing = Badge("missing", STYLES["missing"])
         cells = [
-            join([badges[source], f"{_decisive(mine[source])};", links(mine[source])], " ")
+            join([badges[source], f"{deciding_effects(mine[source])};", links(mine[source])], " ")
             if source in mine
             else missing
             for source in SOURCES
@@ -174,11 +174,26 @@ def overall_verdicts(directory: Path) -> list[str]:
     return [overall([record for (of, _), record in records.items() if of == id]) for id in FINDINGS]
 
 
-def _decisive(record: Mapping[str, Any]) -> str:
-    """The decisive effect with its interval, as text; after the number of effects, for a verdict in part."""
+def deciding_effects(record: Mapping[str, Any]) -> str:
+    """An effect with its interval for each reading that the verdict rests on, as text; for a part, of how many.
+
+    The effect that the record calls decisive comes first if it has that reading, else the one furthest from 0 in units
+    of its interval.
+    """
     readings = [effect["reading"] for effect in record["effects"]]
     word, part, _ = record["verdict"].partition(" in part")
     count = f"{readings.count(word)} of {len(readings)} effects; " if part else ""
-    effect = next(e for e in record["effects"] if e["name"] == record["decisive"])
-    unit = f" {effect['unit']}" if effect["unit"] else ""
-    return f"{count}{effect['name']}: {number(effect['value'])}{unit} ({interval(effect['low'], effect['high'])})"
+    shown = []
+    for deciding in ("supported", "reversed") if word == "mixed" else (word,):
+        effects = [effect for effect in record["effects"] if effect["reading"] == deciding] or record["effects"]
+        shown.append(max(effects, key=lambda effect: (effect["name"] == record["decisive"], _distance(effect))))
+    return count + "; ".join(
+        f"{e['name']}: {number(e['value'])}{' ' * bool(e['unit'])}{e['unit']} ({interval(e['low'], e['high'])})"
+        for e in shown
+    )
+
+
+def _distance(effect: Mapping[str, Any]) -> float:
+    """Distance of an effect from 0 in units of the length of its interval towards 0."""
+    end = effect["low"] if effect["value"] > 0 else effect["high"]
+    return abs(effect["value"] / (effect["value"] - end)) if end not in (None, effect["value"]) else 0.0

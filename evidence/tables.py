@@ -122,6 +122,15 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def short(value: object) -> str:
+    """A cell of a data table: a float with four significant digits or, from ten thousand on, in full."""
+    if not isinstance(value, float):
+        return str(value)
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """An interval in words; an open end is an infinity, or None in a saved record."""
     if high is None or high == math.inf:

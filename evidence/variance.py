@@ -1,16 +1,77 @@
-"""What share of the variance between runs the level of a factor explains."""
+"""Do the levels of a factor matter: the share of the variance that they explain, and the largest gap between them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .effects import LEVEL, Effect, summaries
+from .effects import LEVEL, Effect, contrast, paired_contrast
+
+Group = tuple[float, float, int]
+"""(mean, std, n) of independent runs; std with n - 1 in the denominator."""
 
 
-def variance_explained(groups: Sequence[tuple[float, float, int]], name: str) -> Effect:
+@dataclass(frozen=True)
+class LevelGap(Effect):
+    """How far apart the means of the two most different levels are, 0 or above.
+
+    Whether they differ at all is decided by an analysis of variance, `p`; whether they differ by less than a margin,
+    by two one-sided tests for each pair of levels, all of which must agree. The upper end of the interval is the
+    largest of the pairs' own, the lower end the largest after Bonferroni's correction for their number, at least 0.
+
+    Parameters
+    ----------
+    pairs : tuple of Effect
+        Differences of two levels each.
+    """
+
+    pairs: tuple[Effect, ...] = ()
+
+    def __neg__(self) -> Self:
+        raise TypeError("a gap has no other side: it is 0 or above")
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """Of no difference between the levels, halved as a one-sided test is; for other bounds that of the pairs."""
+        if bound < 0:
+            return 0.0
+        if bound == 0 and self.p is not None:
+            return self.p / 2
+        return min(1.0, len(self.pairs) * min(min(pair.p_above(bound), pair.p_below(-bound)) for pair in self.pairs))
+
+    def p_below(self, bound: float = 0.0) -> float:
+        return 1.0 if bound <= 0 else max(pair.p_within(bound) for pair in self.pairs)
+
+    def detectable(self, power: float = 0.8) -> float:
+        """Size of a gap between two given levels that a paired test of them alone finds with probability `power`."""
+        return max(pair.detectable(power) for pair in self.pairs)
+
+
+def gap_between_groups(groups: Sequence[Group], name: str, unit: str = "") -> LevelGap:
+    """Largest gap between the means of independent groups, by Welch's analysis of variance."""
+    from statsmodels.stats.oneway import anova_generic
+
+    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    pairs = [contrast(two, [1, -1], name, unit) for two in combinations(groups, 2)]
+    p = float(anova_generic(mean, std**2, n, use_var="unequal").pvalue)
+    return _gap(mean, pairs, p, int(n.sum()), name, unit)
+
+
+def gap_within_seeds(outcomes: ArrayLike, name: str, unit: str = "") -> LevelGap:
+    """Largest gap between the levels of outcomes (seeds, levels), by repeated measures with Greenhouse and Geisser's
+    correction."""
+    table = _checked(outcomes, name)
+    pairs = [
+        paired_contrast(table[:, list(two)], [1, -1], name, unit) for two in combinations(range(table.shape[1]), 2)
+    ]
+    return _gap(table.mean(axis=0), pairs, _repeated(table)[2], len(table), name, unit)
+
+
+def variance_explained(groups: Sequence[Group], name: str) -> Effect:
     """Share of the variance between runs that the level of a factor explains, by Welch's analysis of variance.
 
     Parameters
@@ -26,9 +87,7 @@ def variance_explained(groups: Sequence[tuple[float, float, int]], name: str) ->
     """
     from statsmodels.stats.oneway import anova_generic
 
-    mean, std, n = summaries(groups, name)
-    if len(mean) < 2 or not std.all():
-        raise ValueError(f"groups of {name!r} must be two or more, each with a spread; got {list(groups)}")
+    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
     test = anova_generic(mean, std**2, n, use_var="unequal")
     return _share_of_variance(test.statistic, test.df, float(test.pvalue), int(n.sum()), name)
 
@@ -36,17 +95,60 @@ def variance_explained(groups: Sequence[tuple[float, float, int]], name: str) ->
 def variance_explained_within(outcomes: ArrayLike, name: str) -> Effect:
     """As `variance_explained`, for outcomes (seeds, levels) in which the runs of one seed are compared.
 
-    By analysis of variance with repeated measures: what seeds differ by, whatever the level, is taken off first.
+    By repeated measures: what seeds differ by, whatever the level, is taken off first. Differences between levels need
+    not vary alike (sphericity): the degrees of freedom carry Greenhouse and Geisser's correction.
     """
-    import pandas as pd
-    from statsmodels.stats.anova import AnovaRM
+    table = _checked(outcomes, name)
+    statistic, df, p = _repeated(table)
+    return _share_of_variance(statistic, df, p, table.size, name)
 
+
+def greenhouse_geisser(outcomes: ArrayLike) -> float:
+    """Epsilon of outcomes (seeds, levels): 1 if differences between levels vary alike, at least 1 / (levels - 1).
+
+    Notes
+    -----
+    Source: Greenhouse and Geisser (1959); the covariance of the levels, centred in both directions, has eigenvalues
+    whose squared sum over (levels - 1) times their sum of squares is epsilon.
+    """
+    table = _checked(outcomes, "greenhouse_geisser")
+    covariance = np.cov(table, rowvar=False)
+    covariance = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
+    squares = float((covariance**2).sum())
+    return float(np.trace(covariance) ** 2 / (len(covariance) - 1) / squares) if squares else 1.0
+
+
+def _repeated(table: NDArray[np.float64]) -> tuple[float, tuple[float, float], float]:
+    """F statistic of no difference between the columns, its corrected degrees of freedom, and the p-value."""
+    from scipy.stats import f
+
+    seeds, levels = table.shape
+    means = table.mean(axis=0)
+    rest = table - table.mean(axis=1, keepdims=True) - means + table.mean()
+    between, within = levels - 1, (levels - 1) * (seeds - 1)
+    signal, noise = seeds * float(((means - means.mean()) ** 2).sum()) / between, float((rest**2).sum()) / within
+    epsilon = greenhouse_geisser(table)
+    df = epsilon * between, epsilon * within
+    if noise == 0:
+        return (0.0, df, 1.0) if signal == 0 else (np.inf, df, 0.0)
+    return signal / noise, df, float(f.sf(signal / noise, *df))
+
+
+def _checked(outcomes: ArrayLike, name: str) -> NDArray[np.float64]:
     table = np.asarray(outcomes, dtype=float)
     if table.ndim != 2 or min(table.shape) < 2 or not np.isfinite(table).all():
         raise ValueError(f"outcomes of {name!r} must be finite, of shape (seeds, levels), two or more of each")
-    long = pd.DataFrame(table).reset_index(names="seed").melt("seed", var_name="level", value_name="outcome")
-    statistic, between, within, p = AnovaRM(long, "outcome", "seed", ["level"]).fit().anova_table.iloc[0]
-    return _share_of_variance(statistic, (between, within), float(p), table.size, name)
+    return table
+
+
+def _gap(means: NDArray[np.float64], pairs: Sequence[Effect], p: float, n: int, name: str, unit: str) -> LevelGap:
+    from scipy.stats import t
+
+    value, level = float(np.ptp(means)), 1 - (1 - LEVEL) / len(pairs)
+    ends = [abs(e.value) - (e.error or 0.0) * float(t.ppf((1 + level) / 2, e.freedom)) for e in pairs]
+    high = max(max(abs(e.low), abs(e.high)) for e in pairs)
+    error = max(e.error or 0.0 for e in pairs)
+    return LevelGap(name, value, min(value, max(0.0, *ends)), high, n, unit, error, p, pairs[0].freedom, tuple(pairs))
 
 
 def _share_of_variance(statistic: float, df: tuple[float, float], p: float, runs: int, name: str) -> Effect:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from lorantk import LoRA
+from lorantk import LoRA, ntk
 from lorantk.fisher import loss_cotangents
 
 BETAS, EPS = (0.9, 0.999), 1e-12
@@ -83,16 +83,28 @@ def step(state: State, x: Tensor, y: Tensor, learning_rate: float) -> nn.Module:
     return model
 
 
+def preconditioner(state: State, x: Tensor, y: Tensor) -> Tensor:
+    """Diagonal D (P,) of Adam's next step from this state."""
+    gradient = jacobian(state.model, x).T @ cotangents(state.model, x, y)
+    v_hat = (BETAS[1] * state.v + (1 - BETAS[1]) * gradient**2) / (1 - BETAS[1] ** state.t)
+    return 1 / (v_hat.sqrt() + EPS)
+
+
+def preconditioned_kernel(state: State, x: Tensor, y: Tensor) -> Tensor:
+    """J D J^T on `x` (n C, n C), by `lorantk.ntk` with weights."""
+    parts = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
+    pieces = preconditioner(state, x, y).split([p.numel() for p in parts.values()])
+    weights = {name: piece.view_as(p) for (name, p), piece in zip(parts.items(), pieces, strict=True)}
+    return ntk(state.model, x, weights=weights).flatten(2).flatten(0, 1)
+
+
 def predicted_movement(state: State, x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:
     """Movement (n_test C,) of the outputs on `x_test` in Adam's next step from this state, over the learning rate.
 
     J' D J^T times the loss derivatives, and what the first moment adds; with D from the second moment and the gradient.
     """
     J, r = jacobian(state.model, x), cotangents(state.model, x, y)
-    gradient, (beta1, beta2), t = J.T @ r, BETAS, state.t
-    root = ((beta2 * state.v + (1 - beta2) * gradient**2) / (1 - beta2**t)).sqrt()
-    D = 1 / (root + EPS)
-    J_test = jacobian(state.model, x_test)
+    (beta1, _), t, D, J_test = BETAS, state.t, preconditioner(state, x, y), jacobian(state.model, x_test)
     kernel = (J_test * D) @ J.T
     return -((1 - beta1) * kernel @ r + beta1 * (J_test * D) @ state.m) / (1 - beta1**t)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -55,7 +56,7 @@ def follow(
     model: nn.Module, data: tuple[Tensor, Tensor], x: Tensor, lora: LoRA, rule: tuple[str, float],
     checkpoints: Sequence[int], seed: int,
 ) -> pd.DataFrame:  # fmt: skip
-    """`orders` on `x` at each checkpoint (steps done) of full-batch training on `data` by an optimizer and its learning rate.
+    """`orders` on `x` at each checkpoint (steps done) of full-batch training by an optimizer and its learning rate.
 
     Raises
     ------
@@ -71,7 +72,12 @@ def follow(
             raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
-            settings = {"optimizer": rule[0], "learning_rate": rule[1], "scaling": lora.scaling, "seed": seed}
+            settings: dict[str, Any] = {
+                "optimizer": rule[0],
+                "learning_rate": rule[1],
+                "scaling": lora.scaling,
+                "seed": seed,
+            }
             row = settings | {"step": done, "loss": loss.item(), "accuracy": accuracy}
             tables.append(orders(adapted, model, x).assign(**row))
         steps.zero_grad()

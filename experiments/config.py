@@ -26,7 +26,7 @@ LARGEST = 100_000
 """Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
-TASKS = ("digits", "spam", "reuters", *GLUE)
+TASKS = ("digits", "digits-exact", "spam", "reuters", *GLUE)
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
 CELL = ("task", *runs.ARM)
@@ -39,10 +39,11 @@ class Run:
 
     Parameters
     ----------
-    task : {"digits", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
+    task : {"digits", "digits-exact", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
     attack : {"none", "untargeted", "backdoor"}
     poison_rate : float
-        Probability with which a training label is flipped, or a training input gets the trigger and the target label.
+        Probability with which a training label is flipped, or a training input gets the trigger and the target label;
+        for "digits-exact" the exact share of training samples whose label changes.
     method : {"full", "lora", "head", "matched"}
         All weights; adapters and head; the head alone; or all weights, their learning rate times tr K_LoRA / tr K_FF
         of the adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.
@@ -131,16 +132,6 @@ def _scaling(rule: str, rank: int) -> float:
         raise ValueError(message) from None
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
@@ -156,7 +147,7 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         a learning rate that was not selected.
     """
     try:
-        blocks = yaml.load(path.read_bytes(), _Loader)
+        blocks = yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):

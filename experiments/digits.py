@@ -1,8 +1,12 @@
 """The digits task: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
 
 The network is `lorantk.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
-head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own. AdamW
-has PyTorch's defaults but for the learning rate.
+head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own.
+AdamW has PyTorch's moments.
+
+There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no
+weight decay. "digits", which came before it, splits anew for each seed, poisons each sample with a probability and has
+PyTorch's default of weight decay in AdamW.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from experiments.data import digits
 from lorantk import Adapter, LoRA, flip_labels, insert_trigger, mlp, ntk
 
 from .config import Run
+from .poisoning import flipped, victims
 from .stacked import Stacked
 
 WIDTHS = (64, 256, 256, 5)
@@ -39,11 +44,15 @@ class Split(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def split(seed: int) -> Split:
-    """The digits 5 to 9 in the order of this seed, in three parts."""
-    x, y = digits(1797, seed)
+def split(seed: int, task: str = "digits") -> Split:
+    """The digits 5 to 9 in three parts; for "digits-exact" the test part is the same for all seeds."""
+    x, y = digits(1797, seed if task == "digits" else 0)
     x, y = x[y >= 5].float(), y[y >= 5] - 5
-    ends = [TRAIN, VALIDATION, len(y) - TRAIN - VALIDATION]
+    free = TRAIN + VALIDATION
+    if task == "digits-exact":
+        order = torch.randperm(free, generator=torch.Generator().manual_seed(seed))
+        x, y = torch.cat([x[:free][order], x[free:]]), torch.cat([y[:free][order], y[free:]])
+    ends = [TRAIN, VALIDATION, len(y) - free]
     return Split(*zip(x.split(ends), y.split(ends), strict=True))
 
 
@@ -65,7 +74,15 @@ def pretrained(seed: int) -> nn.Sequential:
 def together(run: Run) -> tuple[Any, ...]:
     """What runs must share to train as one."""
     rate = None if run.optimizer == "sgd" else run.learning_rate
-    return run.method, run.rank if run.method == "lora" else None, run.optimizer, rate, run.steps, run.batch_size
+    return (
+        run.task,
+        run.method,
+        run.rank if run.method == "lora" else None,
+        run.optimizer,
+        rate,
+        run.steps,
+        run.batch_size,
+    )
 
 
 def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -79,8 +96,10 @@ def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
     started = time.perf_counter()
     if len({together(run) for run in runs}) != 1:
         raise ValueError(
-            "runs must share method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
+            "runs must share task, method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
         )
+    if len(runs) == 1:  # a batch of one product with a vector, as at rank 1, rounds unlike a batch of several
+        return finetune([*runs, *runs])[:1]
     x, y = (torch.stack(parts) for parts in zip(*map(poisoned, runs), strict=True))
     model = start(runs)
     train(model, runs, x, y)
@@ -114,7 +133,8 @@ def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters, lr=1.0)
         rates = torch.tensor([run.learning_rate for run in runs])
     else:
-        optimizer = torch.optim.AdamW(model.parameters, lr=runs[0].learning_rate)
+        decay = 0.0 if runs[0].task == "digits-exact" else 0.01
+        optimizer = torch.optim.AdamW(model.parameters, lr=runs[0].learning_rate, weight_decay=decay)
         rates = torch.ones(len(runs))
     order = torch.stack([batches(run.seed, y.shape[1], run.steps, run.batch_size) for run in runs], dim=1)
     rows = torch.arange(len(runs))[:, None]
@@ -128,7 +148,7 @@ def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
 @torch.no_grad()
 def _evaluate(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Metrics, each (R,) with entries from 0 to 1; NaN where training diverged, or where nothing was poisoned."""
-    splits = [split(run.seed) for run in runs]
+    splits = [split(run.seed, run.task) for run in runs]
     test_x, test_y = (torch.stack(parts) for parts in zip(*(s.test for s in splits), strict=True))
     validation_x, validation_y = (torch.stack(parts) for parts in zip(*(s.validation for s in splits), strict=True))
     triggered_x = test_x.clone()
@@ -145,16 +165,21 @@ def _evaluate(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> dict
         "validation_accuracy": (model(validation_x).argmax(-1) == validation_y).float().mean(1),
     }
     finite = outputs.isfinite().all(-1).all(-1)
-    return {name: torch.where(finite, value, torch.nan) for name, value in metrics.items()}
+    found = {name: torch.where(finite, value, torch.nan) for name, value in metrics.items()}
+    if runs[0].task == "digits-exact":
+        found |= {"poisoned": hit.sum(1), "diverged": (~finite).int()}
+    return found
 
 
 def poisoned(run: Run) -> tuple[Tensor, Tensor]:
     """The run's training set after its attack."""
-    return poison(*split(run.seed).train, run)
+    return poison(*split(run.seed, run.task).train, run)
 
 
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
+    if run.task == "digits-exact":
+        return _poison_exactly(x, y, run)
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
     if run.attack == "backdoor":
@@ -162,9 +187,21 @@ def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     return x, y
 
 
+def _poison_exactly(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    count = round(run.poison_rate * len(y))
+    if run.attack == "untargeted":
+        return x, flipped(y, WIDTHS[-1], count, run.seed)
+    if run.attack == "backdoor":
+        chosen = victims(y, count, run.seed, TARGET)
+        triggered = x.clone()
+        triggered[:, list(PATCH)] = BRIGHT
+        return torch.where(chosen[:, None], triggered, x), y.masked_fill(chosen, TARGET)
+    return x, y
+
+
 def kernel_ratio(run: Run, layer: str) -> float:
     """tr K_LoRA / tr K_FF of one hidden layer on 64 training inputs: s^2 r sigma_a^2 in the mean over draws of A."""
-    network, x = pretrained(run.seed), split(run.seed).train[0][:64]
+    network, x = pretrained(run.seed), split(run.seed, run.task).train[0][:64]
     lora = ntk(_lora(run, layer).attach(network, run.seed), x, output="trace").trace()
     return (lora / ntk(network, x, layers=[layer], output="trace").trace()).item()
 

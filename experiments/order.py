@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lorantk import LayerFactors, LoRA, mlp, ntk, order_interval
+from lorantk import LayerFactors, LoRA, delta_matrix, mlp, ntk, order_interval
 from lorantk.batches import Batch, call
 from lorantk.grams import gram
 from lorantk.layers import adaptable_layers, fans
@@ -111,6 +111,37 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
                  "expected": nsd_probability(min(r, d), max(r, d), variance), "smallest": smallest.mean(),
                  "largest": largest.mean(), "low": low, "high": high, "outside": outside.sum()}
             )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def ideal_case(widths: Sequence[int], subspace: int, seed: int) -> pd.DataFrame:
+    """M at r = n and variance 1/n, for growing n: its norm and what it does on data.
+
+    Returns
+    -------
+    DataFrame
+        width; operator_norm and largest_entry of M, means over 3 draws; one_value, root mean square of x . M x' / n
+        for two fixed vectors of norm sqrt(n); supremum, mean of the largest x . M x / |x|^2 over a fixed subspace of
+        dimension `subspace`; both over 40 draws or more.
+    """
+    rows = []
+    for n in widths:
+        generator = torch.Generator().manual_seed(seed)
+        pair, others = (torch.randn(k, n, generator=generator, dtype=torch.float64) for k in (2, subspace))
+        first, second = nn.functional.normalize(pair) * n**0.5
+        Q, model = torch.linalg.qr(others.T).Q, mlp([n, 1]).double()
+        values: dict[str, list[float]] = {"norm": [], "entry": [], "form": [], "sup": []}
+        for draw in range(max(40, min(200, 20000 // n))):
+            A = LoRA(n, "1/n").sample(model, seed + draw)["0"]
+            values["form"].append(((A @ first) @ (A @ second) - first @ second).item() / n)
+            values["sup"].append(float(torch.linalg.matrix_norm(A @ Q, 2)) ** 2 - 1)
+            if draw < 3:
+                values["norm"].append(float(torch.linalg.matrix_norm(A, 2)) ** 2 - 1)
+                values["entry"].append(delta_matrix(A).abs().max().item())
+        rows.append(
+            {"width": n, "operator_norm": np.mean(values["norm"]), "largest_entry": np.mean(values["entry"]),
+             "one_value": np.sqrt(np.mean(np.square(values["form"]))), "supremum": np.mean(values["sup"])}
+        )  # fmt: skip
     return pd.DataFrame(rows)
 
 

@@ -18,6 +18,7 @@ from evidence.findings import Finding
 from evidence.variance import variance_explained
 
 from .contrasts import average_task, groups, method_cells, rest_cells, robustness, slope_cells, summarise
+from .published_seeds import seed_cells
 
 TASKS = {"sst2": "SST-2", "cola": "CoLA", "qnli": "QNLI", "qqp": "QQP"}
 """Task as recorded -> as printed."""
@@ -46,7 +47,7 @@ DECISIVE = {
     "finding-1": "flips, extra loss of LoRA, these 4 tasks",
     "finding-2": "backdoor, loss, these 4 tasks",
     "finding-3": "backdoor, share that k explains",
-    "finding-4": "backdoor, r = 4 − higher ranks, these 4 tasks",
+    "finding-4": "backdoor, r = 4 − r = 8, these 4 tasks",
     "finding-5": "backdoor, loss, these 4 tasks",
 }
 """Finding -> the effect that the table of findings shows."""
@@ -97,14 +98,18 @@ def _with_poison(rows: pd.DataFrame) -> pd.Series:
     return (rows.poison_rate > 0).map({True: "with poison", False: "without"})
 
 
-def effects_by_task(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
-    """What the sweeps of accuracy say of findings 1, 2, 4 and 5, on each task and over tasks."""
-    return method_effects(sweeps) | rank_effects(sweeps) | lowest_rank_effects(sweeps) | variance_effects(sweeps)
+def effects_by_task(sweeps: Mapping[str, pd.DataFrame], seeds: pd.DataFrame) -> Effects:
+    """What the sweeps of accuracy, and `seeds`, say of findings 1, 2, 4 and 5, on each task and over tasks."""
+    return method_effects(sweeps, seeds) | rank_effects(sweeps) | lowest_rank_effects(sweeps) | variance_effects(sweeps)
 
 
-def method_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
-    """finding-1: accuracy that LoRA loses more than full fine-tuning under flips, and keeps more under a backdoor."""
-    flips, backdoor = (method_cells(sweeps[f"{a}_by_rate"], sweeps[NEAR_CLEAN]) for a in ("untargeted", "backdoor"))
+def method_effects(sweeps: Mapping[str, pd.DataFrame], seeds: pd.DataFrame) -> Effects:
+    """finding-1: accuracy that LoRA loses more than full fine-tuning under flips, and keeps more under a backdoor.
+
+    Flips by seed (`published_seeds`); the backdoor's runs are not published, so its means count as independent.
+    """
+    near = sweeps[NEAR_CLEAN]
+    flips, backdoor = seed_cells(seeds, near), method_cells(sweeps["backdoor_by_rate"], near)
     return {
         ("finding-1", "flips: extra loss of LoRA"): summarise(flips, "flips, extra loss of LoRA"),
         ("finding-1", "backdoor: LoRA − FF, triggered"): _reversed(summarise(backdoor, "backdoor, LoRA − FF")),
@@ -167,9 +172,13 @@ def initialisations(tables: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(label=rows.init.str.replace("_", " ") + ", k = " + rows.variance_times_n.astype(str))
 
 
-def effects_in_tables(tables: pd.DataFrame) -> list[Effect]:
-    """Triggered accuracy in the paper's tables: LoRA - FF for each attack of table 1, k = 0.33 - k = 2 in table 2."""
+def effects_in_tables(tables: pd.DataFrame, runs: int = RUNS) -> list[Effect]:
+    """Triggered accuracy in the paper's tables: LoRA - FF for each attack of table 1, k = 0.33 - k = 2 in table 2.
+
+    `runs` is the number of seeds behind table 1: the paper says five, its published script trains three.
+    """
     tables = tables.assign(seeds=RUNS)
+    tables["seeds"] = tables.seeds.mask(tables.table == 1, runs)
     methods = tables[tables.table == 1].sort_values("method", ascending=False).groupby("attack")
     poisoned = tables[(tables.table == 2) & (tables.poison_rate > 0)].sort_values("variance_times_n")
     named = [(f"table 1, {attack}: LoRA − FF", rows) for attack, rows in methods]
@@ -244,10 +253,13 @@ def shares_in_words(shares: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
 
 
 def published_findings(effects: Effects, shares: Mapping[str, Sequence[Effect]], command: str) -> list[Finding]:
-    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it."""
+    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it.
+
+    Of finding-4 the comparison with the next rank alone: each number counts once.
+    """
     over_tasks: dict[str, list[Effect]] = {finding: [] for finding in DECISIVE}
-    for (finding, _), found in effects.items():
-        over_tasks[finding] += found[-2:]
+    for (finding, title), found in effects.items():
+        over_tasks[finding] += [] if "higher ranks" in title else found[-2:]
     over_tasks["finding-3"] = [found[-1] for found in shares.values()]
     return [
         Finding(finding, "published", over_tasks[finding], decisive, "published-effects", command)

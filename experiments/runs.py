@@ -156,8 +156,8 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
     dict of finding id to effects
         finding-1: extra harm of LoRA under "untargeted", spared harm under "backdoor"; finding-2: slope of harm per
         doubling of the rank, down or up; finding-3: share of the variance of harm within seeds that the variance of A
-        explains; finding-4 (backdoor only): harm at higher ranks minus harm at the lowest that performs; finding-5:
-        slope of harm per factor of 10 of the variance.
+        explains; finding-4 (backdoor only): harm at the next rank minus harm at the lowest, of those that perform;
+        finding-5: slope of harm per factor of 10 of the variance.
     """
     attack = attacked.attack.iloc[0]
     unit, flips = UNITS[attack], attack == "untargeted"
@@ -171,7 +171,7 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
         "finding-5": [compare(by_k, slope_weights(np.log10(list(by_k))), f"{label}: harm per tenfold k", unit)],
     }
     if not flips:
-        effects["finding-4"] = [lowest_rank(attacked, by_rank, tolerance, label, unit)]
+        effects["finding-4"] = lowest_rank(attacked, by_rank, tolerance, label, unit)
     return effects
 
 
@@ -203,14 +203,19 @@ def trend_in_rank(by_rank: Mapping[int, pd.Series], flips: bool, label: str, uni
 
 def lowest_rank(
     attacked: pd.DataFrame, by_rank: Mapping[int, pd.Series], tolerance: float, label: str, unit: str
-) -> Effect:
-    """finding-4: harm at higher ranks, averaged, minus harm at the lowest rank that performs."""
+) -> list[Effect]:
+    """finding-4: harm at the next rank minus harm at the lowest, among those that perform; nothing if fewer than two.
+
+    The rest of the ranks would add what every finding on the trend says already.
+    """
     peft = attacked[(attacked.method == "lora") & (attacked.scaling == "1") & (attacked.variance == "peft")]
     accuracy = peft.groupby("rank").accuracy_without.mean()
-    lowest = int(accuracy.index[accuracy >= accuracy.max() - tolerance].min())
-    higher = [harm for r, harm in by_rank.items() if r > lowest]
-    weights = [1 / len(higher)] * len(higher)
-    return compare([*higher, by_rank[lowest]], [*weights, -1], f"{label}: higher ranks minus r = {lowest}", unit)
+    performing = sorted(int(rank) for rank in accuracy.index[accuracy >= accuracy.max() - tolerance])
+    if len(performing) < 2:
+        return []
+    lowest, following = performing[:2]
+    name = f"{label}: r = {following} minus r = {lowest}"
+    return [compare([by_rank[following], by_rank[lowest]], [1, -1], name, unit)]
 
 
 def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFrame:

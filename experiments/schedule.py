@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import threading
 import time
@@ -34,7 +35,7 @@ class WorkersLost(RuntimeError):
 
 def trainer(task: str) -> Any:
     """The module whose `finetune` and `together` serve this task."""
-    return importlib.import_module(f"{__package__}.{'digits' if task == 'digits' else 'text'}")
+    return importlib.import_module(f"{__package__}.{'digits' if task.startswith('digits') else 'text'}")
 
 
 def execute(job: Job) -> list[dict[str, Any]]:
@@ -59,11 +60,12 @@ def left(runs: Sequence[Run], results: Path) -> list[Run]:
 
 
 def jobs(runs: Sequence[Run], size: int) -> list[Job]:
-    """Groups of at most `size` runs that can train as one, in the order of their first runs."""
+    """Groups of at most `size` runs that can train as one, by seed: what a stopped grid leaves is whole seeds first."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault((run.task, *trainer(run.task).together(run)), []).append(run)
-    return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    parts = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+    return sorted(parts, key=lambda part: part[-1].seed)
 
 
 def sweep(
@@ -166,6 +168,7 @@ def on_cluster(parts: Collection[Job], address: str) -> Iterator[list[dict[str, 
         from distributed import Client, KilledWorker, as_completed
     except ModuleNotFoundError as error:
         raise ImportError("--scheduler needs the extra 'distributed': pip install 'lorantk[distributed]'") from error
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # WorkersLost says it in one line
     with Client(address) as client:
         for worker, trouble in client.run(exec, f"import {__package__}", {}, on_error="return").items():
             if trouble is not None:

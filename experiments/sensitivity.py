@@ -18,7 +18,7 @@ Variants = dict[str, tuple[pd.DataFrame, str]]
 
 
 def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
-    """The published accuracies with one thing changed at a time.
+    """The published accuracies with one thing changed at a time; all from means, poison rates taken for independent.
 
     Parameters
     ----------
@@ -34,7 +34,6 @@ def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
         "collapsed points dropped": (without_collapsed_points(whole, collapsed), "change"),
         "without CoLA": (whole[whole.task != "CoLA"], "change"),
         "without rank 512": (whole[whole["rank"] != 512], "change"),
-        "deviation divides by runs": (whole.assign(std=whole["std"] * (RUNS / (RUNS - 1)) ** 0.5), "change"),
     }
 
 

@@ -9,10 +9,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HTML = ROOT / "book" / "_build" / "html"
+HTML = Path(os.environ.get("LORANTK_HTML", ROOT / "book" / "_build" / "html"))
 SHOTS = ROOT / "book" / "_build" / "screenshots"
 PAGES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
 PATHS = [
@@ -40,6 +41,22 @@ CLIPPED_FORMULAS = """() => {
   });
   return wider.map(m => m.parentElement.textContent.slice(0, 80));
 }"""
+
+ONE_TOKEN_A_KIND = """() => {
+  const seen = new Set();
+  for (const token of document.querySelectorAll('article :is(pre, dt.sig) span[class]')) {
+    if (token.children.length) continue;
+    const kind = token.className + ' in ' + token.closest('pre, dt').parentElement.className;
+    if (seen.has(kind)) token.replaceWith(token.textContent);
+    seen.add(kind);
+  }
+}"""
+
+HEAVIEST = 2.5e6
+"""Bytes that a page may ask for on its first load, at most."""
+
+SCREENS = [(1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")]
+"""Every page is put before axe on the first two, which have both widths and both themes; some pages on all."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +103,8 @@ def open_page(browser, site, path, *, width=1280, scheme="light"):
             route.abort()
 
     page.route("**/*", gate)
+    page.weight = 0
+    page.on("response", lambda r: setattr(page, "weight", page.weight + int(r.headers.get("content-length", 0))))
     page.on("console", lambda m: trouble.append(f"console: {m.text}") if m.type == "error" else None)
     page.on("pageerror", lambda error: trouble.append(f"script: {error}"))
     page.on("response", lambda r: trouble.append(f"status {r.status}: {r.url}") if r.status >= 400 else None)
@@ -99,6 +118,8 @@ def open_page(browser, site, path, *, width=1280, scheme="light"):
 def test_page_renders_whole_without_a_network(browser, site, path, root):
     context, page, trouble = open_page(browser, site, path)
     assert trouble == []
+    page.wait_for_load_state("networkidle")
+    assert page.weight <= HEAVIEST, f"the first load asks for {page.weight / 1e6:.2f} MB"
     text = page.evaluate(
         "() => { const a = document.querySelector('article').cloneNode(true);"
         "a.querySelectorAll('pre, code, mjx-container, script').forEach(e => e.remove()); return a.textContent }"
@@ -141,6 +162,46 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site
     name = path.removesuffix(".html").replace("/", "-")
     page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
     assert page.evaluate(CLIPPED_FORMULAS) == [], "an inline formula is wider than its paragraph"
+    context.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "scheme"),
+    [(path, *screen) for path in PATHS for screen in SCREENS[:2]]
+    + [(path, *screen) for path in ("index.html", "claims.html", PATHS[-1]) for screen in SCREENS[2:]],
+)
+def test_axe_finds_no_violation(browser, site, path, width, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    context, page, _ = open_page(browser, site, path, width=width, scheme=scheme)
+    page.evaluate(ONE_TOKEN_A_KIND)  # contrast of a colour is measured once a page, not at each of its thousand tokens
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    assert [(v["id"], node["html"][:150], node["failureSummary"]) for v in found for node in v["nodes"]] == []
+    context.close()
+
+
+def test_the_page_of_a_chapter_offers_its_source_and_a_notebook_that_stands_alone():
+    for page in PAGES:
+        assert (HTML / "downloads" / f"{page}.md").read_text() == (ROOT / "notebooks" / f"{page}.md").read_text()
+        text = (HTML / "downloads" / f"{page}.ipynb").read_text()
+        notebook = nbformat.reads(text, as_version=4)
+        assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+        assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
+        assert str(ROOT) not in text
+        pictures = re.findall(r'<img [^>]*src=\\"(.{30})', text)
+        assert pictures
+        assert all(start.startswith("data:image/png;base64,") for start in pictures)
+        offered = re.findall(r'href="(\.\./downloads/[^"]+)"', (HTML / "notebooks" / f"{page}.html").read_text())
+        assert offered == [f"../downloads/{page}.md", f"../downloads/{page}.ipynb"]
+
+
+def test_paper_has_proofs_open_and_no_code_cut(browser, site):
+    context, page, _ = open_page(browser, site, PATHS[5], width=720)
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.evaluate("[...document.querySelectorAll('article details')].filter(d => !d.open).length") == 0
+    cut = "[...document.querySelectorAll('article pre')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert page.evaluate(cut) == 0
     context.close()
 
 

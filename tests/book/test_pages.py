@@ -22,7 +22,7 @@ def records():
 
 
 def test_a_claim_leads_to_its_proof_figure_code_and_test(records):
-    targets = [part.target for part in pages.claim_links(records["thm-nsd"]) if part != ", "]
+    targets = [part.target for part in pages.claim_links(records["thm-nsd"])]
     assert targets == [
         "notebooks/04-matrix-m.html#proof-thm-nsd",
         "notebooks/04-matrix-m.html#fig-nsd-plane",
@@ -68,3 +68,21 @@ def test_the_front_page_counts_verdicts(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.md")), ids=lambda path: path.stem)
 def test_figures_of_a_notebook_are_known_to_no_backend(path):
     assert "pyplot" not in path.read_text(), "a figure from pyplot would show twice: take subplots of evidence.figures"
+
+
+def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
+    record = records["thm-nsd"]
+    card = pages.claim_card(record, pages.claim_links(record))
+    assert "negative semi-definiteness" in card
+    assert r"\sigma_a^2 &lt; 1/n" in card  # a formula is text until MathJax reads it
+    assert f">{record['verdict']}</span>" in card
+    assert record["decisive"].replace("<", "&lt;") in card
+    for role in ("printed", "corrected"):
+        checks = [e for e in record["evidence"] if e["role"] == role]
+        assert f"{role}: {sum(e['passes'] for e in checks)} of {len(checks)} met" in card
+    assert "\n\n" not in card
+
+
+def test_a_finding_without_a_source_is_missing():
+    card = pages.finding_card("finding-1", {}, {})
+    assert card.count(">missing</span>") == 4

@@ -5,12 +5,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from statsmodels.stats.oneway import anova_oneway
 
-from evidence.decisions import benjamini_hochberg
-from evidence.effects import Effect, contrast, paired_contrast, random_effects, slope_weights
+from evidence.effects import Effect, contrast, over_choices, paired_contrast, random_effects, slope_weights
 from evidence.resampling import parametric_bootstrap, poison_rate_at, rank_correlation, spearman
-from evidence.variance import variance_explained, variance_explained_within
 
 RATES = [0.001, 0.002, 0.004]
 
@@ -97,25 +94,52 @@ def test_a_dose_is_read_between_the_rates_and_never_beyond():
     assert poison_rate_at(RATES, bumpy, 0.8) == pytest.approx([0.001 * 2**0.5])
 
 
-def test_levels_test_as_the_raw_runs_would():
-    rng = np.random.default_rng(0)
-    runs = [rng.normal(m, s, 6) for m, s in ((0, 1), (2, 1), (4, 3))]
-    ours = variance_explained([summary(r) for r in runs], "level")
-    assert ours.p == pytest.approx(anova_oneway(runs, use_var="unequal").pvalue)
-    assert 0 < ours.low < ours.value < ours.high < 1
-    alike = variance_explained([(1.0, 1.0, 6)] * 3, "level")
-    assert alike.low == alike.value == 0
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_discoveries_are_those_of_scipy(p):
-    adjusted = scipy.stats.false_discovery_control(p)
-    ours = benjamini_hochberg([Effect("e", 1, 0, 2, 5, p=value) for value in p])
-    assert (ours == (adjusted <= 0.05))[np.abs(adjusted - 0.05) > 1e-9].all()
-
-
 def test_the_other_side_of_an_effect():
     assert -Effect("e", 1, 0, 3, 5) == Effect("e", -1, -3, 0, 5)
+
+
+def test_one_sided_tests_are_those_of_scipy():
+    sample = np.random.default_rng(4).normal(0.3, 1, (15, 1))
+    ours = paired_contrast(sample, [1], "mean")
+    for bound in (-0.2, 0.0, 0.5):
+        for side, p in (("greater", ours.p_above(bound)), ("less", ours.p_below(bound))):
+            assert p == pytest.approx(scipy.stats.ttest_1samp(sample[:, 0], bound, alternative=side).pvalue)
+    assert ours.p_difference() == pytest.approx(ours.p)
+    assert (-ours).p_above(0.1) == ours.p_below(-0.1)
+
+
+@given(st.floats(-1, 1), st.floats(0.01, 1), st.floats(0.01, 2))
+def test_an_effect_is_within_its_margin_where_its_90_percent_interval_is(value, error, margin):
+    ours = Effect("e", value, value, value, 12, error=error, freedom=11)
+    reach = abs(value) + error * scipy.stats.t.ppf(0.95, 11)
+    if abs(reach - margin) > 1e-9:
+        assert (ours.p_within(margin) < 0.05) == (reach < margin)
+
+
+def test_an_effect_without_spread_is_known():
+    sure = paired_contrast([[0.125], [0.125], [0.125]], [1], "sure")
+    assert (sure.p_above(), sure.p_below(), sure.p_within(0.2), sure.p_within(0.05)) == (0, 1, 0, 1)
+    with pytest.raises(ValueError, match="standard error and degrees of freedom"):
+        effect(1, 0.1).p_above()
+    with pytest.raises(ValueError, match="standard error above 0"):
+        sure.detectable()
+
+
+def test_a_range_says_what_all_its_choices_say():
+    rng = np.random.default_rng(5)
+    parts = [paired_contrast(rng.normal(m, 0.1, (10, 1)), [1], str(m), "accuracy") for m in (0.3, 0.1, 0.5)]
+    ours = over_choices(parts, "range")
+    assert (ours.value, ours.lowest, ours.highest) == (parts[0].value, parts[1].value, parts[2].value)
+    assert (ours.low, ours.high) == (parts[1].low, parts[2].high)
+    for p in (lambda e: e.p_above(0.05), lambda e: e.p_below(0.6), lambda e: e.p_within(0.7)):
+        assert p(ours) == max(map(p, parts))
+    other = -ours
+    assert (other.value, other.lowest, other.highest) == (-parts[0].value, -parts[2].value, -parts[1].value)
+    assert other.p_below(-0.05) == ours.p_above(0.05)
+    alone = over_choices(parts[:1], "one")
+    assert (alone.low, alone.high, alone.p_difference()) == (parts[0].low, parts[0].high, parts[0].p_difference())
+    with pytest.raises(ValueError, match="in one unit"):
+        over_choices([*parts, effect(1, 0.1)], "mixed")
 
 
 @pytest.mark.parametrize(
@@ -130,24 +154,8 @@ def test_the_other_side_of_an_effect():
         (lambda: random_effects([effect(1, 0.1)], "e"), "two or more"),
         (lambda: random_effects([effect(1, 0.1), effect(1, 0.0)], "e"), "standard error above 0"),
         (lambda: spearman([1, 1], [1, 2], np.random.default_rng(0), "e"), "not be constant"),
-        (lambda: benjamini_hochberg([effect(1, 0.1)]), "p-value each"),
     ],
 )
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_repeated_levels_take_off_what_seeds_differ_by():
-    rng = np.random.default_rng(3)
-    seeds = rng.normal(0, 10, (12, 1))
-    noise, shift = rng.normal(0, 0.1, (12, 4)), np.array([0.0, 0.1, 0.2, 0.3])
-    found, none = variance_explained_within(seeds + noise + shift, "k"), variance_explained_within(seeds + noise, "k")
-    assert found.low > 0
-    assert none.low == 0
-    centred = noise + shift - (noise + shift).mean(1, keepdims=True)  # F by hand: between levels, over what is left
-    left = centred - centred.mean(0)
-    statistic = (12 * (centred.mean(0) ** 2).sum() / 3) / ((left**2).sum() / 33)
-    assert found.p == pytest.approx(scipy.stats.f.sf(statistic, 3, 33))
-    with pytest.raises(ValueError, match="two or more of each"):
-        variance_explained_within(seeds, "k")

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 
 from evidence.effects import Effect
-from evidence.figures import COLORS, INK, INK_DARK, curve_grid, forest, log_axes, save, subplots
+from evidence.figures import COLORS, curve_grid, forest, log_axes, save, subplots
+from evidence.pictures import INK, INK_DARK, NARROW, stack_panels
 
-FILES = {"curve.svg", "curve-dark.svg", "curve.png", "curve.csv", "curve.json"}
+FILES = {f"curve{end}" for end in (".svg", "-dark.svg", "-narrow.svg", "-narrow-dark.svg", ".png", ".csv", ".json")}
 
 
 @pytest.fixture
@@ -130,3 +131,18 @@ def test_a_forest_fills_only_what_is_shown():
     dots = [line for line in ax.lines if line.get_marker() == "o"]
     assert [dot.get_markerfacecolor() for dot in dots] == [COLORS["lora"], "none", COLORS["lora"]]
     assert [t.get_text() for t in ax.get_yticklabels()] == ["up", "flat", "down"]
+
+
+def test_panels_are_stacked_for_a_narrow_page_with_the_labels_they_shared():
+    fig, axes = subplots(2, 2, figsize=(7, 4), sharey="row", sharex="col")
+    axes[0, 0].set(title="one", ylabel="up")
+    axes[0, 1].set(title="two")
+    axes[1, 1].set(xlabel="along")
+    stack_panels(fig)
+    fig.draw_without_rendering()
+    tops = [ax.get_position().y1 for ax in axes.ravel()]
+    assert tops == sorted(tops, reverse=True)
+    assert len({round(ax.get_position().x1, 2) for ax in axes.ravel()}) == 1
+    assert fig.get_size_inches()[0] == NARROW
+    assert axes[0, 1].get_ylabel() == "up"
+    assert axes[1, 1].get_title() == "two"

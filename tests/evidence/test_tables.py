@@ -20,6 +20,7 @@ from evidence.tables import (
     interval,
     join,
     number,
+    short,
     tally,
 )
 
@@ -107,3 +108,8 @@ def test_both_tables_in_a_terminal(root, tmp_path, monkeypatch):
     refused = CliRunner().invoke(app, [str(tmp_path)])
     assert refused.exit_code == 2
     assert "directory must hold claims and findings" in " ".join(refused.output.split())
+
+
+def test_cells_of_data_tables_are_short():
+    cells = [0.214737, 1008.0, 12345.6, 8.0, 1e-7, float("nan"), "text", 3]
+    assert [short(cell) for cell in cells] == ["0.2147", "1008", "12,346", "8", "1e-07", "n/a", "text", "3"]

@@ -72,6 +72,14 @@ def test_rows_are_the_same_in_any_company() -> None:
     assert together[0]["clean_accuracy"] > 0.5  # 20 steps are enough to leave chance, 0.2
 
 
+def test_rank_1_at_a_rate_that_amplifies_rounding_is_the_same_in_any_company() -> None:
+    adapter = ADAPTER | {"method": "lora", "rank": 1, "scaling": "1"}
+    attack = {"attack": "backdoor", "poison_rate": 0.016}
+    runs = exact(range(3), **adapter, **attack, optimizer="adamw", learning_rate=0.1, steps=100)
+    together, alone = digits.finetune(runs), digits.finetune(runs[1:2])
+    assert alone[0] | {"seconds": 0} == together[1] | {"seconds": 0}
+
+
 def test_attacks_touch_the_share_they_name_and_pairs_share_their_data() -> None:
     clean = digits.split(0).train
     for attack in ("untargeted", "backdoor"):
@@ -103,6 +111,79 @@ def test_divergence_is_not_a_number() -> None:
     assert math.isnan(row["attack_success"])
 
 
+# digits-exact
+
+
+def exact(seeds: range, **fields: Any) -> list[Run]:
+    return runs_of(seeds, task="digits-exact", **fields)
+
+
+def test_all_seeds_share_one_test_set_and_nothing_else_is_in_it() -> None:
+    images = {
+        seed: [set(map(tuple, part[0].tolist())) for part in digits.split(seed, "digits-exact")] for seed in range(4)
+    }
+    train, validation, test = images[0]
+    assert [len(train), len(validation)] == [digits.TRAIN, digits.VALIDATION]
+    for seed, (other_train, other_validation, other_test) in images.items():
+        assert other_test == test
+        assert not (other_train | other_validation) & test
+        assert not other_train & other_validation
+        assert (other_train == train) == (seed == 0)
+
+
+@pytest.mark.parametrize("count", [3, 8, 20])
+def test_a_dose_is_a_count_of_changed_labels(count: int) -> None:
+    run = exact(range(1), method="full", attack="backdoor", poison_rate=count / digits.TRAIN)[0]
+    (clean_x, clean_y), (x, y) = digits.split(0, "digits-exact").train, digits.poisoned(run)
+    changed = y != clean_y
+    assert int(changed.sum()) == count
+    assert torch.equal((x != clean_x).any(1), changed)
+    assert bool((y[changed] == digits.TARGET).all())
+    assert bool((x[changed][:, list(digits.PATCH)] == digits.BRIGHT).all())
+
+
+def test_an_exact_row_counts_its_poison_and_says_whether_it_diverged() -> None:
+    flips = digits.finetune(exact(range(2), method="head", attack="untargeted", poison_rate=0.3))
+    assert [row["poisoned"] for row in flips] == [150, 150]
+    assert [row["diverged"] for row in flips] == [0, 0]
+    assert 0 < flips[0]["poison_accuracy"] < 1
+    lost = digits.finetune(exact(range(1), **METHODS[2], learning_rate=1e4))[0]
+    assert lost["diverged"] == 1
+    assert math.isnan(lost["clean_accuracy"])
+
+
+def test_exact_runs_repeat_themselves_in_any_company_and_on_any_number_of_threads() -> None:
+    runs = exact(range(3), **METHODS[2], attack="backdoor", poison_rate=0.016, optimizer="adamw", learning_rate=3e-3)
+    x, y = stacked_data(runs)
+    model = digits.start(runs)
+    digits.train(model, runs, x, y)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        alone = digits.start(runs[1:2])
+        digits.train(alone, runs[1:2], x[1:2], y[1:2])
+    finally:
+        torch.set_num_threads(threads)
+    for together, one in zip(model.parameters, alone.parameters, strict=True):
+        assert torch.equal(together[1], one[0])
+
+
+def test_adamw_does_not_decay_the_weights_of_exact_runs() -> None:
+    """A weight without a gradient moves by its decay alone: here one whose input pixel is dark in every image."""
+    moved = {}
+    for task in ("digits", "digits-exact"):
+        run = runs_of(range(1), task=task, method="full", optimizer="adamw", learning_rate=0.01)[0]
+        model = digits.start([run])
+        before = model.weights["0"].detach().clone()
+        x, y = stacked_data([run])
+        dark = (x[0] == 0).all(0)
+        assert bool(dark.any())
+        digits.train(model, [run], x, y)
+        moved[task] = (model.weights["0"].detach() - before)[0][:, dark].abs().max().item()
+    assert moved["digits-exact"] == 0.0
+    assert moved["digits"] > 0.0
+
+
 def test_runs_that_differ_do_not_train_together() -> None:
-    with pytest.raises(ValueError, match="must share method, rank"):
+    with pytest.raises(ValueError, match="must share task, method, rank"):
         digits.finetune([*runs_of(range(1), method="full"), *runs_of(range(1), method="head")])

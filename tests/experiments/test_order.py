@@ -30,7 +30,7 @@ def test_kernels_and_gradients_give_one_ratio_below_that_of_the_span_and_of_A(se
 
 
 def test_the_order_ends_where_rank_and_dimension_reach_the_fan_in():
-    table = plane(64, [1, 16, 40], [1, 16, 40], 0.99 / 64, range(3))
+    table = plane(64, [2, 16, 40], [2, 16, 40], 0.99 / 64, range(3))
     # (sqrt(16) + sqrt(16))^2 = 64: on the line; beside it every draw is on the side of the law
     inside, beyond = table[table.high < 0.75], table[table.high > 1.5]
     assert len(inside)

@@ -47,7 +47,20 @@ def sweeps(figures: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return published.accuracy_sweeps(figures)
 
 
-def test_effects_point_the_way_of_the_finding(sweeps: dict[str, pd.DataFrame]) -> None:
+@pytest.fixture
+def seeds() -> pd.DataFrame:
+    """The sweep under flips of `figures`, run by run: a seed is off by the same at all poison rates."""
+    rows = [
+        [task, method, q, seed, 0.9 - flips * q + 0.01 * (seed - 3) * (1 if method == "FF" else 0.5)]
+        for task in TASKS
+        for method, flips in (("FF", 1), ("LoRA", 2))
+        for q in (0.1, 0.2)
+        for seed in range(1, 6)
+    ]
+    return pd.DataFrame(rows, columns=["task", "method", "poison_rate", "seed", "accuracy"])
+
+
+def test_effects_point_the_way_of_the_finding(sweeps: dict[str, pd.DataFrame], seeds: pd.DataFrame) -> None:
     expected = {
         ("finding-1", "flips: extra loss of LoRA"): 0.15 - 0.02,
         ("finding-1", "backdoor: LoRA − FF, triggered"): 0.05 + 0.02,
@@ -58,7 +71,7 @@ def test_effects_point_the_way_of_the_finding(sweeps: dict[str, pd.DataFrame]) -
         ("finding-5", "flips: loss per step up in k"): 0.03,
         ("finding-5", "backdoor: loss per step up in k"): 0.03,
     }
-    effects = published.effects_by_task(sweeps)
+    effects = published.effects_by_task(sweeps, seeds)
     assert list(effects) == list(expected)
     for key, found in effects.items():
         assert [e.value for e in found] == pytest.approx([expected[key]] * len(published.SCOPES)), key
@@ -86,12 +99,12 @@ def test_gaps_are_taken_at_each_poison_rate(sweeps: dict[str, pd.DataFrame]) -> 
     assert len(draw_gaps(table).axes) == 8
 
 
-def test_a_family_holds_gaps_tables_and_trends_once(sweeps: dict[str, pd.DataFrame]) -> None:
+def test_a_family_holds_gaps_tables_and_trends_once(sweeps: dict[str, pd.DataFrame], seeds: pd.DataFrame) -> None:
     gaps, other = published.gaps_between_methods(sweeps), Effect("table 1", 1, 0, 2, 5, p=0.5)
-    family = published.comparisons(gaps, [other], published.effects_by_task(sweeps))
+    family = published.comparisons(gaps, [other], published.effects_by_task(sweeps, seeds))
     assert len(family) == len(gaps) + 1 + 6 * len(TASKS)
     assert len({e.name for e in family}) == len(family)
-    assert benjamini_hochberg(family).sum() == len(family) - 1
+    assert benjamini_hochberg([e.p for e in family]).sum() == len(family) - 1
 
 
 def test_what_stays_is_counted() -> None:
@@ -110,6 +123,9 @@ def test_tables_are_compared_line_by_line() -> None:
     method, start = published.effects_in_tables(tables)
     assert (method.name, start.name) == ("table 1, style: LoRA − FF", "table 2, kaiming_uniform: k = 0.33 − k = 2")
     assert (method.value, start.value) == pytest.approx((0.1, 0.167))
+    fewer = published.effects_in_tables(tables, runs=3)
+    assert [e.n for e in fewer] == [6, start.n]
+    assert fewer[0].error == pytest.approx((5 / 3) ** 0.5 * method.error)
     assert published.initialisations(tables).label.iloc[0] == "kaiming uniform, k = 0.33"
     assert len(draw_tables(tables).axes) == 3
 
@@ -129,12 +145,12 @@ def test_curves_tell_lines_apart(figures: pd.DataFrame) -> None:
     assert draw_metrics(recall, "rank").axes[0].get_xscale() == "log"
 
 
-def test_findings_stand_on_both_scopes(sweeps: dict[str, pd.DataFrame]) -> None:
+def test_findings_stand_on_both_scopes(sweeps: dict[str, pd.DataFrame], seeds: pd.DataFrame) -> None:
     shares = published.shares_of_variance(sweeps)
     assert [e.name for e in shares["flips"]] == [*TASKS, "flips, share that k explains"]
     assert shares["backdoor"][-1].low > 0
-    findings = published.published_findings(published.effects_by_task(sweeps), shares, "make notebook N=11")
-    assert [(f.id, len(f.effects)) for f in findings] == [(f"finding-{i}", n) for i, n in enumerate((4, 4, 2, 4, 4), 1)]
+    findings = published.published_findings(published.effects_by_task(sweeps, seeds), shares, "make notebook N=11")
+    assert [(f.id, len(f.effects)) for f in findings] == [(f"finding-{i}", n) for i, n in enumerate((4, 4, 2, 2, 4), 1)]
     assert {f.verdict for f in findings} == {"supported"}
     assert published.shares_in_words(shares).index.tolist() == [*TASKS, "these tasks"]
 
@@ -145,7 +161,6 @@ def test_one_thing_is_changed_at_a_time(figures: pd.DataFrame) -> None:
     variants = sensitivity.variants(figures, collapsed=0.1)
     assert len(figures) - len(variants["collapsed points dropped"][0]) == 2  # with poison, and the same without
     assert len(variants["without CoLA"][0]) == len(figures) * 3 / 4
-    np.testing.assert_allclose(variants["deviation divides by runs"][0]["std"], figures["std"] * 1.25**0.5)
     found = sensitivity.effects_under_variants(variants)
     assert list(found.index) == list(variants)
     loss = found["LoRA's extra loss, flips"].str.split().str[0].astype(float)

@@ -120,7 +120,11 @@ def test_effects_point_the_way_of_the_finding() -> None:
         assert effects["finding-3"][0].low > 0
         assert effects["finding-5"][0].value == pytest.approx(0.1, abs=0.02)
         assert ("finding-4" in effects) == (attack == "backdoor")
-    assert effects["finding-4"][0].value == pytest.approx(0.45, abs=0.02)
+    assert effects["finding-4"][0].value == pytest.approx(0.3, abs=0.02)
+    weak = attacked.assign(accuracy_without=np.where(attacked["rank"] == 1, 0.5, 0.9))
+    assert effects_of_findings(weak, "w", rank=8, tolerance=0.01)["finding-4"][0].name == "w: r = 64 minus r = 8"
+    alone = weak.assign(accuracy_without=np.where(weak["rank"] == 64, 0.9, 0.5))
+    assert effects_of_findings(alone, "a", rank=8, tolerance=0.01)["finding-4"] == []
 
 
 def test_configurations_have_harm_and_proxies() -> None:

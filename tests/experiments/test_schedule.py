@@ -96,7 +96,8 @@ def test_jobs_hold_what_can_train_together_and_lose_nothing():
     adapters = {"method": "lora", "variance": "peft", "scaling": "1", "optimizer": "sgd"}
     every = [Run("digits", rank=rank, seed=seed, **adapters) for seed in range(7) for rank in (1, 2)]
     parts = jobs(every, 3)
-    assert [len(part) for part in parts] == [3, 3, 1, 3, 3, 1]
+    assert [len(part) for part in parts] == [3, 3, 3, 3, 1, 1]
+    assert [part[-1].seed for part in parts] == [2, 2, 5, 5, 6, 6]  # a grid that stops early leaves whole seeds
     assert all(len({schedule.trainer("digits").together(run) for run in part}) == 1 for part in parts)
     assert sorted(run.id for part in parts for run in part) == sorted(run.id for run in every)
 

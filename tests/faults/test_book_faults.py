@@ -45,7 +45,7 @@ def test_a_killed_run_leaves_the_book_and_nobody_behind(tree, commands, by):
     assert len(commands.alive()) >= 5  # the driver, a worker and a kernel a chapter
     driver.send_signal(by)
     driver.wait(10)
-    wait_for(lambda: not commands.alive(), 5)
+    wait_for(lambda: not commands.alive(), 20)
     assert book(tree) == before
     assert (by == signal.SIGKILL) == bool(list((tree / "book" / "_build").glob("stage-*")))
 
@@ -75,7 +75,7 @@ def test_a_victim_of_the_memory_killer_ends_in_a_line_that_says_what_to_do(tree,
     assert said in output
     assert "--jobs 1" in output
     assert "Traceback" not in output
-    wait_for(lambda: not commands.alive(), 5)
+    wait_for(lambda: not commands.alive(), 20)
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL])
@@ -90,7 +90,7 @@ def test_a_kill_while_pages_are_rendered_leaves_the_previous_pages(tree, command
     assert len(commands.alive()) >= 2  # the driver and Sphinx
     driver.send_signal(by)
     driver.wait(10)
-    wait_for(lambda: not commands.alive(), 5)
+    wait_for(lambda: not commands.alive(), 20)
     assert contents(html) == before
     if by == signal.SIGTERM:
         return

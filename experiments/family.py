@@ -1,0 +1,183 @@
+"""All effects of all sources as one family, and the outcome of each finding's halves in each source.
+
+The rules are those of `protocol.md`. A half of a finding is what it says of one attack: "flips" or "backdoor".
+Statements ``finding-1`` to ``finding-5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from evidence.decisions import decide
+from evidence.effects import Effect, EffectRange
+
+from .arms import WORDS
+from .published import Effects
+
+MARGINS = {"flips": 0.02, "backdoor": 0.05}
+"""Half -> size of an effect that does not matter, in accuracy or attack success."""
+
+WORKS = 0.5
+"""Least attack success of full fine-tuning at which a backdoor has something to be spared."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One effect of the family.
+
+    Parameters
+    ----------
+    finding : str
+        A key of `evidence.statements.FINDINGS`.
+    half : {"flips", "backdoor"}
+    source : {"published", "digits", "text"}
+    setting : str
+        What tells it from the source's other effects on this half, such as "AdamW, 8 of 500".
+    effect : Effect
+        Oriented: positive is what the finding says.
+    margin : float
+        In the effect's unit.
+    primary : bool
+        Whether it enters the half's verdict; the others are shown beside it.
+    failed : str
+        Why the setting failed, which makes the effect inconclusive; empty if it did not.
+    diverged : int
+        Runs behind the effect that diverged.
+    outcome : str
+        One of `evidence.decisions.OUTCOMES`; empty before the family is decided.
+    """
+
+    finding: str
+    half: str
+    source: str
+    setting: str
+    effect: Effect
+    margin: float
+    primary: bool = True
+    failed: str = ""
+    diverged: int = 0
+    outcome: str = ""
+
+
+def decided(members: Iterable[Member]) -> list[Member]:
+    """The members of a whole family with their outcomes."""
+    family = list(members)
+    outcomes = decide([member.effect for member in family], [member.margin for member in family])
+    return [
+        replace(member, outcome="inconclusive" if member.failed else outcome)
+        for member, outcome in zip(family, outcomes, strict=True)
+    ]
+
+
+def published_members(effects: Effects, ranks: Sequence[float], variances: Sequence[float]) -> list[Member]:
+    """The published effects of findings 1, 2, 4 and 5 on the tasks together and on tasks in general.
+
+    Finding-4 takes the next rank, not the average of the higher ones. Trends are per doubling of the rank, or per step
+    up in k: their margins are those of the whole range, divided by its doublings or steps.
+
+    Parameters
+    ----------
+    effects : Effects
+        Of `published.effects_by_task`.
+    ranks, variances : sequence of float
+        Those of the published sweeps.
+    """
+    spans = {"finding-2": float(np.log2(max(ranks) / min(ranks))), "finding-5": len(set(variances)) - 1.0}
+    return [
+        Member(finding, half, "published", scope, effect, MARGINS[half] / spans.get(finding, 1.0))
+        for (finding, title), found in effects.items()
+        if "higher ranks" not in title
+        for half in [title.split(":")[0]]
+        for scope, effect in zip(("these tasks", "tasks in general"), found[-2:], strict=True)
+    ]
+
+
+def failures(attacked: pd.DataFrame, by: Sequence[str]) -> dict[str, str]:
+    """Why a setting failed, for each that did, by its name in `arms.effects_by_group`.
+
+    Parameters
+    ----------
+    attacked : DataFrame
+        Of `runs.harms`, one learning rate a method.
+    by : sequence of str
+        Columns that make a setting, the attack among them.
+    """
+    found = {}
+    for keys, rows in attacked.groupby(list(by)):
+        full, head = (rows[rows.method == method] for method in ("full", "head"))
+        success, accuracy = full.attack_success.mean(), full.accuracy_without.mean()
+        name = ", ".join(WORDS[str(key)] for key in keys)
+        if rows.attack.iloc[0] == "backdoor" and success < WORKS:
+            found[name] = f"attack success of full fine-tuning is {success:.2f}"
+        elif accuracy < head.accuracy_without.mean():
+            found[name] = f"clean accuracy of full is {accuracy:.3f}, the head's {head.accuracy_without.mean():.3f}"
+    return found
+
+
+def text_members(
+    groups: Sequence[Mapping[str, list[Effect]]], failed: Mapping[str, str], doublings: float, decades: float
+) -> list[Member]:
+    """The effects of the earlier runs on text, each at one learning rate a method; finding-3's shares are left out.
+
+    Parameters
+    ----------
+    groups : sequence of mappings of finding to effects
+        Of `arms.effects_by_group`.
+    failed : mapping
+        Of `failures`, by the same settings.
+    doublings, decades : float
+        Range of the ranks and of the variances: trends have the margin of the whole range, divided by it.
+    """
+    spans = {"finding-2": doublings, "finding-5": decades}
+    return [
+        Member(
+            finding, half, "text", setting, effect, MARGINS[half] / spans.get(finding, 1.0),
+            failed=failed.get(setting, ""),
+        )
+        for found in groups
+        for finding, effects in found.items()
+        if finding != "finding-3"
+        for effect in effects
+        for setting in [effect.name.split(":")[0]]
+        for half in ["flips" if "flips" in setting else "backdoor"]
+    ]  # fmt: skip
+
+
+def table(members: Iterable[Member]) -> pd.DataFrame:
+    """A row a member: value, its range over admissible learning rates, the interval that holds all, margin, outcome."""
+    return pd.DataFrame([
+        {
+            "finding": m.finding, "half": m.half, "source": m.source, "setting": m.setting, "effect": m.effect.name,
+            "value": m.effect.value, "lowest": _range(m.effect)[0], "highest": _range(m.effect)[1],
+            "low": m.effect.low, "high": m.effect.high, "n": m.effect.n, "margin": m.margin, "primary": m.primary,
+            "diverged": m.diverged, "failed": m.failed, "outcome": m.outcome,
+        }
+        for m in members
+    ])  # fmt: skip
+
+
+def _range(effect: Effect) -> tuple[float, float]:
+    return (effect.lowest, effect.highest) if isinstance(effect, EffectRange) else (effect.value, effect.value)
+
+
+def verdicts(members: Iterable[Member]) -> pd.DataFrame:
+    """What the primary effects come to: a row a half of a finding, a column a source; "-" where nothing was measured.
+
+    One word if all effects of the source agree, else how many of them have each outcome.
+    """
+    rows = pd.DataFrame([(m.finding, m.half, m.source, m.outcome) for m in members if m.primary])
+    rows.columns = ["finding", "half", "source", "outcome"]
+    words = rows.groupby(["finding", "half", "source"]).outcome.agg(_in_words).reset_index()
+    wide = words.pivot_table(index=["finding", "half"], columns="source", values="outcome", aggfunc="first")
+    return wide.reindex(["published", "digits", "text"], axis=1).fillna("-").sort_index(ascending=[True, False])
+
+
+def _in_words(outcomes: pd.Series) -> str:
+    counts = outcomes.value_counts()
+    if len(counts) == 1:
+        return str(counts.index[0])
+    return ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -1,0 +1,108 @@
+"""What is done to pages after Sphinx, and what a reader takes home."""
+
+import base64
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book"))
+
+import downloads  # noqa: E402
+import finish  # noqa: E402
+import pdf  # noqa: E402
+from chapters import Chapter, find_chapters  # noqa: E402
+
+HIDDEN = (
+    '<div class="cell tag_hide-input"><details class="hide above-input"><div class="cell_input"><pre>{code}</pre></div>'
+    '</details><div class="cell_output">{output}</div></div>'
+)
+
+
+def mended(text):
+    soup = BeautifulSoup(text, "html.parser")
+    finish.mend(soup)
+    return soup
+
+
+def test_hidden_cells_in_a_row_share_one_bar_in_their_order():
+    cells = [("one", ""), ("two", ""), ("three", "<p>shown</p>"), ("four", "")]
+    soup = mended("".join(HIDDEN.format(code=code, output=output) for code, output in cells))
+    bars = [[pre.text for pre in details.find_all("pre")] for details in soup.find_all("details")]
+    assert bars == [["one", "two", "three"], ["four"]]
+    assert soup.get_text().count("shown") == 1
+
+
+def test_heads_and_roles_are_what_a_screen_reader_needs():
+    soup = mended(
+        '<script src="_static/scripts/fontawesome.js?digest=1"></script><div role="doc-biblioentry"></div>'
+        '<div class="cell_output"><table><tr><th> </th><th>learning_rate</th></tr></table></div>'
+    )
+    assert soup.script is None
+    assert soup.find("div")["role"] == "listitem"
+    assert [head.text for head in soup.find_all("th")] == ["learning rate"]
+
+
+@pytest.fixture
+def executed(tmp_path):
+    """A notebook as papermill leaves it, with one figure beside it, and the folder it lies in."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    (tmp_path / "curve.png").write_bytes(b"a picture")
+    page = (
+        '<figure class="lorantk-figure"><picture><source srcset="../curve-narrow.svg"><img class="only-light" '
+        'src="../curve.svg" alt="A line."></picture><img class="only-dark" src="../curve-dark.svg" alt="A line.">'
+        '<figcaption>Up. <a href="../curve.csv">Numbers</a></figcaption></figure>'
+    )
+    cell = new_code_cell("save()", metadata={"papermill": {"start_time": "now"}, "tags": ["hide-input"]})
+    cell.outputs = [new_output("execute_result", {"text/html": page}, metadata={"where": "/home"})]
+    return new_notebook(
+        cells=[cell],
+        metadata={"papermill": {"output_path": "/home"}, "kernelspec": {"name": "python3", "display_name": "Python 3"}},
+    ), folder
+
+
+def test_a_notebook_taken_home_holds_its_pictures_and_nothing_of_this_machine(executed):
+    taken = downloads.portable(*executed)
+    page = taken.cells[0].outputs[0].data["text/html"]
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert [base64.b64decode(source) for source in sources] == [b"a picture"]
+    assert "srcset" not in page
+    assert "href" not in page
+    assert "Up." in page
+    assert "/home" not in nbformat.writes(taken)
+    assert taken.cells[0].metadata == {"tags": ["hide-input"]}
+
+
+def test_a_chapter_ends_with_its_line_parameters_and_files():
+    chapter = find_chapters(ROOT, ["4"])[0]
+    section = downloads.rerun_section(chapter)
+    assert "make notebook N=04" in section
+    for name, value in chapter.defaults().items():
+        assert f"<code>{name}</code></td><td><code>{value!r}".replace("'", "&#x27;") in section
+    assert section.count("download=") == 2
+
+
+def test_launch_links_wait_for_an_address(tmp_path):
+    config = (ROOT / "_config.yml").read_text()
+    chapter = Chapter(tmp_path, "04-matrix-m")
+    (tmp_path / "_config.yml").write_text(config)
+    assert downloads.launch_links(chapter) == {}
+    (tmp_path / "_config.yml").write_text(
+        config.replace('repository_url: ""', "repository_url: https://github.com/someone/lorantk")
+    )
+    (target,) = downloads.launch_links(chapter).values()
+    assert target == "https://mybinder.org/v2/gh/someone/lorantk/main?urlpath=lab/tree/notebooks/04-matrix-m.md"
+
+
+def test_the_printed_book_has_every_page_of_the_contents(tmp_path):
+    names = pdf.page_names(ROOT / "book" / "_toc.yml")
+    assert names[0] == "index"
+    assert [n for n in names if n.startswith("notebooks/")] == [f"notebooks/{c.name}" for c in find_chapters(ROOT)]
+    with pytest.raises(FileNotFoundError, match="missing: \\['index'"):
+        pdf.print_book(tmp_path, names, tmp_path / "book.pdf")
