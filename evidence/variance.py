@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .effects import LEVEL, Effect, contrast, paired_contrast
+from .effects import LEVEL, Effect, contrast, paired_contrast, summaries
 
 Group = tuple[float, float, int]
 """(mean, std, n) of independent runs; std with n - 1 in the denominator."""
@@ -56,7 +56,7 @@ def gap_between_groups(groups: Sequence[Group], name: str, unit: str = "") -> Le
     """Largest gap between the means of independent groups, by Welch's analysis of variance."""
     from statsmodels.stats.oneway import anova_generic
 
-    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    mean, std, n = _with_spread(groups, name)
     pairs = [contrast(two, [1, -1], name, unit) for two in combinations(groups, 2)]
     p = float(anova_generic(mean, std**2, n, use_var="unequal").pvalue)
     return _gap(mean, pairs, p, int(n.sum()), name, unit)
@@ -103,7 +103,7 @@ def variance_explained(groups: Sequence[Group], name: str) -> Effect:
     """
     from statsmodels.stats.oneway import anova_generic
 
-    mean, std, n = (np.array(column, dtype=float) for column in zip(*groups, strict=True))
+    mean, std, n = _with_spread(groups, name)
     test = anova_generic(mean, std**2, n, use_var="unequal")
     return _share_of_variance(test.statistic, test.df, float(test.pvalue), int(n.sum()), name)
 
@@ -132,6 +132,14 @@ def greenhouse_geisser(outcomes: ArrayLike) -> float:
     covariance = covariance - covariance.mean(axis=0) - covariance.mean(axis=1)[:, None] + covariance.mean()
     squares = float((covariance**2).sum())
     return float(np.trace(covariance) ** 2 / (len(covariance) - 1) / squares) if squares else 1.0
+
+
+def _with_spread(groups: Sequence[Group], name: str) -> tuple[NDArray[np.float64], ...]:
+    """`summaries` of two groups or more, each of which varies: without, Welch's weights are infinite."""
+    mean, std, n = summaries(groups, name)
+    if len(mean) < 2 or not std.all():
+        raise ValueError(f"groups of {name!r} must be two or more, each with a spread; got {list(groups)}")
+    return mean, std, n
 
 
 def _repeated(table: NDArray[np.float64]) -> tuple[float, tuple[float, float], float]:

@@ -90,7 +90,8 @@ def _learn(model: torch.nn.Module, ids: Tensor, steps: int, learning_rate: float
 
 def command(*arguments: object) -> str:
     """What ``python -m lorantk`` prints, at the width of a page; raises CalledProcessError if it fails."""
-    environment = os.environ | {"COLUMNS": "88", "TRANSFORMERS_VERBOSITY": "error"}
+    kept = {name: value for name, value in os.environ.items() if not name.endswith(("FORCE_COLOR", "COLOR_FORCE"))}
+    environment = kept | {"COLUMNS": "92", "TRANSFORMERS_VERBOSITY": "error"}
     line = [sys.executable, "-m", "lorantk", *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=True, env=environment).stdout
 

@@ -94,7 +94,7 @@ def plan_command(
         return
     out = _console()
     _say(out, plan_sentences(result))
-    out.print("The alpha that keeps this first step at another rank:")
+    out.print("\nThe alpha that keeps this first step at another rank:")
     table = _table("rank", "under SGD", "under Adam")
     for r, alphas in others.items():
         table.add_row(str(r), *(f"{a:.4g}" for a in alphas), style="bold" if r == rank else "")
@@ -261,13 +261,13 @@ def _console() -> Console:
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", overflow="fold")
+        table.add_column(heading, justify="left" if heading in ("layer", "draw of A") else "right", no_wrap=True)
     return table
 
 
 def _say(out: Console, sentences: Iterable[tuple[str, str]]) -> None:
     for sentence, chapter in sentences:
-        out.print(Text(f"\n{sentence}"), Text(f"[{chapter}]" if chapter else "", "dim"))
+        out.print(Text(f"\n{sentence}"), Text(f"[{chapter}]" if chapter else "", "dim"), width=min(out.width, 76))
 
 
 def _top(shares: dict[str, float]) -> str:

@@ -31,6 +31,10 @@ NAMINGS = {
 
 ALPHA = r"(?P<layer>.+?)(?:[._]lora)?\.alpha"
 FOREIGN = re.compile(r"lora|dora|hada|lokr|vera_|ia3|oft_|boft|prompt|diff_b|diff$|on_input")
+NO_PICKLE = (
+    "path must be safetensors; {} is a pickle, which can run code when it is read. Save the adapter again with "
+    "model.save_pretrained(folder), which writes safetensors"
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 VARIANTS = ("use_dora", "use_qalora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config")
 """Keys of a PEFT configuration under which a layer is not W + s B A."""
@@ -171,23 +175,17 @@ def _locate(path: Path) -> Path:
     if path.is_file():
         if path.suffix == ".safetensors":
             return path
-        raise ValueError(_no_pickle(path) if path.suffix in PICKLES else f"path must end in .safetensors; got {path}")
+        raise ValueError(
+            NO_PICKLE.format(path) if path.suffix in PICKLES else f"path must end in .safetensors; got {path}"
+        )
     found = sorted(path.glob("*.safetensors"))
     usual = [f for f in found if f.name in ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")]
     if len(usual or found) == 1:
         return (usual or found)[0]
     pickles = sorted(f for f in path.iterdir() if f.suffix in PICKLES)
     if not found and pickles:
-        raise ValueError(_no_pickle(pickles[0]))
-    names = ", ".join(f.name for f in found) or "none"
-    raise ValueError(f"path must hold one adapter, as .safetensors; {path} has {names}: give the file itself")
-
-
-def _no_pickle(path: Path) -> str:
-    return (
-        f"path must be safetensors; {path} is a pickle, which can run code when it is read. Save the adapter again "
-        "with model.save_pretrained(folder), which writes safetensors"
-    )
+        raise ValueError(NO_PICKLE.format(pickles[0]))
+    raise ValueError(f"path must hold one .safetensors; {path} has {len(found)}: give the file of the adapter itself")
 
 
 def _header(path: Path) -> dict[str, Any]:

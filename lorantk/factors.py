@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from torch.nn.modules.normalization import LayerNorm
 
 from .batches import Batch, call, check_alone, check_batch, size, take, tolerance
 from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
+
+Hook: TypeAlias = "Callable[..., Tensor | None]"
 
 
 @dataclass(frozen=True)
@@ -167,46 +170,72 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
     return cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
+# Making the factors of n inputs. A layer that is called several times, or at several positions, has them along T.
+#
+#   step          what it makes, a layer                                      shape
+#   _forward      inputs as activations, one tensor a call                    (n, T, fan_in), indices (n, T)
+#                 probes: zeros added to the layer's output, so that          (n, ..., fan_out)
+#                 dF/dprobe is dF/dy, whether or not the weight is frozen
+#   _backward     dF_c/dprobe, for each output c                              (n, C, ..., fan_out)
+#   _positions    the same, with positions on one axis                        (n, C, T, fan_out)
+
+
 def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> LayerFactors:
-    """`LayerFactors.from_model` for modules already chosen and a batch already checked."""
+    """`LayerFactors.from_model` for chosen modules and a checked batch, without layers that are never called."""
     _check_first_axis(model, x, modules)
+    outputs, inputs, probes = _forward(model, x, modules)
+    called = {name: module for name, module in modules.items() if probes[name]}
+    gradients = iter(_backward(outputs, [probe for name in called for probe in probes[name]]))
+    cotangents = {
+        name: _join([_positions(module, next(gradients)) for _ in probes[name]], 2) for name, module in called.items()
+    }
+    activations = {name: _join(inputs[name], 1) for name in called}
+    return LayerFactors(outputs.detach(), activations, cotangents, {name: str(kind(m)) for name, m in called.items()})
+
+
+def _forward(
+    model: nn.Module, x: Batch, modules: dict[str, nn.Module]
+) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, list[Tensor]]]:
+    """Outputs, and for each call of each layer its input as activations and the probe added to its output."""
     n = size(x)
     inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
     probes: dict[str, list[Tensor]] = {name: [] for name in modules}
 
-    def record(name: str, module: nn.Module) -> Callable[..., Tensor]:
+    def record(name: str, module: nn.Module) -> Hook:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> Tensor:
+            a = _first(args, kwargs).detach()
             y = y.expand(n, *y.shape[1:])  # position embeddings are looked up once for the whole batch
-            probe = torch.zeros_like(y, requires_grad=True)  # dF/dprobe is dF/dy, whether or not W is frozen
-            a = args[0] if args else next(iter(kwargs.values()))
-            inputs[name].append(_features(module, a.detach().expand(n, *a.shape[1:])))
+            probe = torch.zeros_like(y, requires_grad=True)
+            inputs[name].append(_features(module, a.expand(n, *a.shape[1:])))
             probes[name].append(probe)
             return y + probe
 
         return hook
 
     with torch.enable_grad(), hooked({name: record(name, module) for name, module in modules.items()}, modules):
-        outputs = call(model, x)
-    modules = {name: module for name, module in modules.items() if probes[name]}  # the others have no gradient
-    flat = [probe for name in modules for probe in probes[name]]
-    C = outputs.shape[1]
-    stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in flat]
-    for c in range(C if flat else 0):
-        grads = torch.autograd.grad(outputs[:, c].sum(), flat, retain_graph=c + 1 < C, allow_unused=True)
+        return call(model, x), inputs, probes
+
+
+def _backward(outputs: Tensor, probes: list[Tensor]) -> list[Tensor]:
+    """dF_c/dprobe for each probe (n, ...), as (n, C, ...); 0 where an output does not depend on a call of a layer."""
+    n, C = outputs.shape
+    stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in probes]
+    for c in range(C if probes else 0):
+        grads = torch.autograd.grad(outputs[:, c].sum(), probes, retain_graph=c + 1 < C, allow_unused=True)
         for cotangent, g in zip(stacked, grads, strict=True):
-            cotangent[:, c] = 0 if g is None else g  # None: this output does not depend on this call of the layer
-    per_probe = iter(stacked)
-    cotangents = {
-        name: _join([_positions(module, next(per_probe)) for _ in probes[name]], 2) for name, module in modules.items()
-    }
-    activations = {name: _join(inputs[name], 1) for name in modules}
-    return LayerFactors(outputs.detach(), activations, cotangents, {name: str(kind(m)) for name, m in modules.items()})
+            cotangent[:, c] = 0 if g is None else g
+    return stacked
+
+
+def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
+    """The input of a layer, given by position or by keyword."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 class hooked:
     """Context in which forward hooks are set, and after which they are gone."""
 
-    def __init__(self, hooks: dict[str, Callable[..., Tensor | None]], modules: dict[str, nn.Module]) -> None:
+    def __init__(self, hooks: dict[str, Hook], modules: dict[str, nn.Module]) -> None:
         self.handles = [modules[name].register_forward_hook(hook, with_kwargs=True) for name, hook in hooks.items()]
 
     def __enter__(self) -> None:
@@ -256,10 +285,9 @@ def _check_first_axis(model: nn.Module, x: Batch, modules: dict[str, nn.Module])
     """Raise ValueError if some layer's input does not have the batch, or 1, along its first axis."""
     seen: dict[str, int] = {}
 
-    def note(name: str) -> Callable[..., None]:
+    def note(name: str) -> Hook:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
-            a = args[0] if args else next(iter(kwargs.values()))
-            seen[name] = max(seen.get(name, 1), len(a), len(y))
+            seen[name] = max(seen.get(name, 1), len(_first(args, kwargs)), len(y))
 
         return hook
 

@@ -171,17 +171,23 @@ def _first_layer(one: _Inputs, other: _Inputs, v: float) -> _Covariance:
 def _relu_moments(c: _Covariance, v: float) -> tuple[_Covariance, Tensor]:
     """Arc-cosine kernels of order 1 and 0 (Cho and Saul, 2009), carrying the angle instead of an arccos near 1.
 
-    1 - cos(angle') = (1 - cos angle) - (sin angle - angle cos angle) / pi keeps small angles accurate. Kernels are
-    bound by memory: what can be is done in place.
+    With t the angle, and half of 1 - cos as gap:
+
+    - gap = sin(t/2)^2
+    - gap' = gap - (sin t - t cos t) / (2 pi), accurate for small t
+    - t' = 2 arcsin(sqrt(gap')), Sigma' = v/2 (1 - 2 gap') sqrt(Sigma11 Sigma22), dotSigma' = v (pi - t) / (2 pi)
+
+    Kernels are bound by memory: each line below makes one new matrix at most and works on it in place.
     """
-    half = c.angle / 2
-    sine, cosine = torch.sin(half), torch.cos(half)
-    gap = sine.square()  # (1 - cos angle) / 2
-    slope = (2 * gap).sub_(1).mul_(c.angle)  # -angle cos angle
-    gap.mul_(2).sub_(slope.add_(sine.mul_(cosine), alpha=2), alpha=1 / math.pi).clamp_(0.0, 1.0)
+    sine = torch.sin(c.angle / 2)
+    gap = sine.square()
+    bend = torch.cos(c.angle / 2).mul_(sine).mul_(2)  # sin t
+    bend.sub_((1 - 2 * gap).mul_(c.angle))  # - t cos t
+    gap.sub_(bend, alpha=1 / (2 * math.pi)).clamp_(0.0, 1.0)
+    angle = gap.sqrt().asin_().mul_(2)
+    deviations = (v / 2 * c.variance1.sqrt()) * c.variance2.sqrt()
+    cross = gap.mul_(-2).add_(1).mul_(deviations)
     derivative = (math.pi - c.angle).mul_(v / (2 * math.pi))
-    angle = (gap / 2).sqrt_().asin_().mul_(2)
-    cross = gap.neg_().add_(1).mul_(v / 2 * c.variance1.sqrt()).mul_(c.variance2.sqrt())
     return _Covariance(v / 2 * c.variance1, v / 2 * c.variance2, cross, angle), derivative
 
 

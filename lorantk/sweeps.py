@@ -72,7 +72,7 @@ def lora_ntk_sweep(
     other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
     n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
     kernels = one.outputs.new_empty(len(loras), len(seeds), *((n1, C, n2, C) if output == "full" else (n1, n2)))
-    shared = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
+    cotangents = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
     rank = max(lora.rank for lora in loras) if nested else None
     groups = _multiples(model, loras)
     for j, seed in enumerate(tqdm(seeds, "seeds", delay=2, leave=False)):
@@ -80,7 +80,8 @@ def lora_ntk_sweep(
             lora = loras[next(iter(group))]
             draw = lora.sample(model, seed) if rank is None else lora.sample_nested(model, seed, rank)
             matrices = {name: lora.scaling * A for name, A in draw.items()}
-            _write([(kernels[i, j], factor) for i, factor in group.items()], one, other, matrices, shared, output)
+            products, rest = _products(one, other, matrices, cotangents, output)
+            _write([(kernels[i, j], factor) for i, factor in group.items()], products, rest)
     return kernels
 
 
@@ -100,29 +101,43 @@ def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
     return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
 
 
-def _write(
-    targets: Sequence[tuple[Tensor, float]],
-    one: LayerFactors,
-    other: LayerFactors,
-    matrices: dict[str, Tensor],
-    shared: dict[str, Tensor],
-    output: str,
-) -> None:
-    """Write the kernel of B behind `matrices`, times its factor, to each target; `shared` are grams of cotangents."""
+def _products(
+    one: LayerFactors, other: LayerFactors, matrices: dict[str, Tensor], cotangents: dict[str, Tensor], output: str
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The kernel of B behind the given A as sum of products by element, and of what has no such product.
+
+    Returns
+    -------
+    list of (Tensor (n1, C, n2, C), Tensor (n1, n2))
+        For layers in `cotangents`: the Gram matrix of cotangents, which all draws share, and (A a) . (A a').
+    Tensor (n1, C, n2, C)
+        The kernel of the other layers. For ``output="trace"`` all are (n1, n2).
+    """
     first = one.project(matrices)
     second = first if other is one else other.project(matrices)
     products = [
-        (shared[name], first.activations[name][:, 0] @ second.activations[name][:, 0].T)
+        (cotangents[name], first.activations[name][:, 0] @ second.activations[name][:, 0].T)
         for name in matrices
-        if name in shared
+        if name in cotangents
     ]
-    rest = gram(first, second, [(name, "weight") for name in matrices if name not in shared], output)
-    n1, n2 = len(one.outputs), len(other.outputs)
-    C = one.outputs.shape[1] if output == "full" else 1
+    return products, gram(first, second, [(name, "weight") for name in matrices if name not in cotangents], output)
+
+
+def _write(targets: Sequence[tuple[Tensor, float]], products: Sequence[tuple[Tensor, Tensor]], rest: Tensor) -> None:
+    """Write factor * (rest + sum of products) to each (kernel, factor) in `targets`, some rows of each at a time.
+
+    Kernels are seen as (n1, C, n2 C), with C = 1 for the trace: rows of inputs are contiguous in all of them.
+    """
+    n1, n2 = rest.shape[0], rest.shape[len(rest.shape) // 2]
+    C = rest.shape[1] if rest.ndim == 4 else 1
+
+    def part(kernel: Tensor, rows: slice) -> Tensor:
+        return kernel.view(n1, C, n2 * C)[rows]
+
     step = max(1, TILE // (C * C * n2))
     for rows in (slice(start, start + step) for start in range(0, n1, step)):
-        tile = rest.view(n1, C, n2 * C)[rows]
-        for cotangents, weights in products:
-            tile.addcmul_(cotangents.view(n1, C, n2 * C)[rows], weights.repeat_interleave(C, dim=1)[rows, None])
+        tile = part(rest, rows)
+        for cotangents, activations in products:
+            tile.addcmul_(part(cotangents, rows), activations[rows].repeat_interleave(C, dim=1)[:, None])
         for kernel, factor in targets:
-            torch.mul(tile, factor, out=kernel.view(n1, C, n2 * C)[rows])
+            torch.mul(tile, factor, out=part(kernel, rows))

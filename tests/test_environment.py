@@ -81,12 +81,12 @@ def test_python_and_jupyter_book_stay_within_their_bounds(project, pins):
 
 def test_every_imported_library_is_declared(root, project):
     names = {"sklearn": "scikit-learn", "mathjax": "django-static-mathjax", "yaml": "pyyaml", "sphinx": "jupyter-book"}
-    names |= {"cycler": "matplotlib", "IPython": "ipykernel"}
+    names |= {"cycler": "matplotlib", "IPython": "ipykernel", "bs4": "beautifulsoup4"}
     declared = {canonicalize_name(r.name) for r in requirements(project)}
     folders = ("lorantk", "evidence", "book", "tests", "experiments", "benchmarks")
     modules = [path for folder in folders for path in root.glob(f"{folder}/*.py")] + [*root.glob("tests/*/*.py")]
     imported = set()
     for path in [*modules, *root.glob("notebooks/*.md")]:
-        imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_]+)", path.read_text(), re.MULTILINE))
+        imported |= set(re.findall(r"^\s*(?:from|import) ([a-zA-Z_0-9]+)", path.read_text(), re.MULTILINE))
     own = {*folders, *(path.stem for path in modules)}
     assert {canonicalize_name(names.get(m, m)) for m in imported - own - sys.stdlib_module_names} <= declared

@@ -77,7 +77,7 @@ def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
     assert r"\sigma_a^2 &lt; 1/n" in card  # a formula is text until MathJax reads it
     assert f">{record['verdict']}</span>" in card
     assert record["decisive"].replace("<", "&lt;") in card
-    for role in ("printed", "corrected"):
+    for role in ("printed", "amended"):
         checks = [e for e in record["evidence"] if e["role"] == role]
         assert f"{role}: {sum(e['passes'] for e in checks)} of {len(checks)} met" in card
     assert "\n\n" not in card

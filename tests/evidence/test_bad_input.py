@@ -13,7 +13,7 @@ from evidence.effects import Effect, contrast, paired_contrast, random_effects, 
 from evidence.figures import save, subplots
 from evidence.findings import Finding
 from evidence.resampling import parametric_bootstrap, poison_rate_at, spearman
-from evidence.variance import variance_explained, variance_explained_within
+from evidence.variance import gap_between_groups, variance_explained, variance_explained_within
 
 NAN = math.nan
 PAIR = [(0.0, 1.0, 5), (1.0, 1.0, 5)]
@@ -69,11 +69,12 @@ CASES = {
     "share, one group": (lambda: variance_explained(PAIR[:1], "v"), "must be two or more, each with a spread"),
     "share, no spread": (lambda: variance_explained([(0, 0, 5), PAIR[1]], "v"), "each with a spread"),
     "share, nan": (lambda: variance_explained([(0, NAN, 5), PAIR[1]], "v"), "groups of 'v' must be finite"),
+    "gap, one group": (lambda: gap_between_groups(PAIR[:1], "v"), "must be two or more, each with a spread"),
     "share within, shape": (lambda: variance_explained_within([1, 2], "v"), "of shape"),
     "share within, nan": (lambda: variance_explained_within([[1, NAN], [1, 2]], "v"), "must be finite"),
     "decisions, none": (lambda: benjamini_hochberg([]), "one or more"),
-    "decisions, no p": (lambda: benjamini_hochberg([effect(p=None)]), "with a p-value each"),
-    "decisions, level": (lambda: benjamini_hochberg([effect()], 2), "level must be between 0 and 1; got 2"),
+    "decisions, no p": (lambda: benjamini_hochberg([0.5, 2.0]), r"must be one or more values in \[0, 1\]"),
+    "decisions, level": (lambda: benjamini_hochberg([0.5], 2), "level must be between 0 and 1; got 2"),
     "effect, nan": (lambda: effect(value=NAN), "value of 'e' must be finite"),
     "effect, interval": (lambda: effect(low=3), "low must be at most high"),
     "effect, n": (lambda: effect(n=0), "n of 'e' must be at least 1; got 0"),

@@ -169,7 +169,7 @@ def test_pickles_and_other_paths_are_refused(tmp_path):
         read_adapter(tmp_path / "absent")
     for name in ("x", "y"):
         save_file({"a": A}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match="give the file itself"):
+    with pytest.raises(ValueError, match="give the file of the adapter"):
         read_adapter(tmp_path)
 
 

@@ -100,7 +100,7 @@ WRONG = {
     "a configuration that is no JSON": ("plan {tmp}/bad.json --width 9", "must hold JSON"),
     "a draw with B not 0": ("plan {tmp}/pissa.json --width 768", "must be true or 'gaussian'"),
     "an absent adapter": ("audit {tmp}/absent", "does not exist"),
-    "an empty folder": ("audit {tmp}/empty", "must hold one adapter"),
+    "an empty folder": ("audit {tmp}/empty", "must hold one .safetensors"),
     "a pickle": ("audit {tmp}/lora.bin", "is a pickle"),
     "a huge header": ("audit {tmp}/huge.safetensors", "announce a header"),
     "no scaling": ("audit {tmp}/bare.safetensors", "Give alpha (--alpha)"),
