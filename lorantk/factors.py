@@ -17,9 +17,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.normalization import LayerNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.normalization import GroupNorm
 
-from .batches import Batch, call, check_alone, check_batch, size, take, tolerance
+from .batches import Batch, call, check_alone, check_batch, size, substituted, take, tolerance
 from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
 
 
@@ -32,9 +33,9 @@ class LayerFactors:
     outputs : Tensor (n, C)
         The model's outputs F.
     activations : dict of Tensor (n, T, fan_in)
-        Input of each layer times its prefactor, over T positions; patches for a convolution; normalised inputs for a
-        normalisation layer. For an embedding, int64 indices (n, T), -1 minus the index where ``padding_idx`` cuts the
-        gradient.
+        Input of each layer times its prefactor, over T positions; patches for a convolution, (n, T, groups, fan_in)
+        for one in groups; normalised inputs for a normalisation layer. For an embedding, int64 indices (n, T), -1
+        minus the index where ``padding_idx`` cuts the gradient.
     cotangents : dict of Tensor (n, C, T, fan_out)
         dF_c / dy at each position.
     kinds : dict of str
@@ -128,6 +129,8 @@ class LayerFactors:
         a = a.to(like.dtype)
         if self.kinds[name] == "scale":
             return (g * a).sum(0).reshape(like.shape)
+        if self.kinds[name] == "grouped":
+            return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).reshape(like.shape)
         product = g.T @ a
         return product.reshape(like.shape) if is_rowwise(layer) else product.T
 
@@ -218,7 +221,7 @@ class hooked:
 
 
 def _features(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer's input as activations (n, T, fan_in), or as indices (n, T) for an embedding."""
+    """A layer's input as activations (n, T, fan_in), (n, T, groups, fan_in), or as indices (n, T) for an embedding."""
     n = len(x)
     if isinstance(layer, nn.Embedding):
         indices = x.reshape(n, -1)
@@ -230,21 +233,32 @@ def _features(layer: nn.Module, x: Tensor) -> Tensor:
         image = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         flat = [(1,) * (2 - len(v)) + tuple(v) for v in (layer.kernel_size, layer.dilation, layer.stride)]
         image = image if image.ndim == 4 else image[:, :, None]  # a signal is an image of height 1
-        return nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
-    if isinstance(layer, LayerNorm):
-        return nn.functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(n, -1, layer.weight.numel())
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        normalised = nn.functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-        return normalised.reshape(n, x.shape[1], -1).mT
+        patches = nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
+        return patches if layer.groups == 1 else patches.unflatten(2, (layer.groups, -1))
+    if kind(layer) == "scale":
+        return _positions(layer, _normalised(layer, x)[:, None])[:, 0]
     return prefactor(layer) * x.reshape(n, -1, x.shape[-1])
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a normalisation multiplies its weight by: its output with weight 1 and bias 0, less that with weight 0.
+
+    So an RMSNorm that stores its weight as an offset from 1 is one too.
+    """
+    outputs = []
+    for value in (1.0, 0.0):
+        values = {key: torch.full_like(p, value if key == "weight" else 0.0) for key, p in layer.named_parameters()}
+        with torch.no_grad(), substituted(layer, values):
+            outputs.append(layer.forward(x))
+    return outputs[0] - outputs[1]
 
 
 def _positions(layer: nn.Module, g: Tensor) -> Tensor:
     """Cotangents (n, C, ...) of a layer's output as (n, C, T, fan_out)."""
     n, C = g.shape[:2]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, GroupNorm, _NormBase)):  # channels come before positions
         return g.reshape(n, C, g.shape[2], -1).mT
-    width = layer.weight.numel() if isinstance(layer, LayerNorm) else g.shape[-1]
+    width = next(layer.parameters()).numel() if kind(layer) == "scale" else g.shape[-1]
     return g.reshape(n, C, -1, width)
 
 

@@ -254,6 +254,8 @@ class _FactorSide(_Side):
             kept = a >= 0
             rows = self.way.owners[layer].weight.shape[0]
             return g.new_zeros(rows, g.shape[2]).index_add_(0, a[kept], g[kept])
+        if kind == "grouped":
+            return torch.einsum("ntkf,ntki->kfi", g.unflatten(2, (a.shape[2], -1)), a.to(g.dtype)).flatten(0, 1)
         return g.flatten(0, 1).T @ a.flatten(0, 1).to(g.dtype)
 
     def push(self, direction: dict[str, Tensor]) -> Tensor:
@@ -265,6 +267,8 @@ class _FactorSide(_Side):
                 change = p.expand(g.shape[0], g.shape[2], -1)
             elif kind == "scale":
                 change = a * p
+            elif kind == "grouped":
+                change = torch.einsum("ntki,kfi->ntkf", a.to(p.dtype), p.unflatten(0, (a.shape[2], -1))).flatten(2)
             elif kind == "embedding":
                 change = torch.where((a >= 0)[..., None], p[a.clamp(min=0)], 0.0)
             else:

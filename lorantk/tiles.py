@@ -145,14 +145,13 @@ class _File(_Memory):
         self.lock = Path(f"{out}.lock").open("a")  # noqa: SIM115 held until the kernel is complete
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            held = os.path.samestat(os.fstat(self.lock.fileno()), Path(self.lock.name).stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:  # locked by another process, or by one that has just deleted the lock
             self.lock.close()
-            raise ValueError(f"out must be written by one process; another one writes {str(out)!r}") from error
+            raise ValueError(f"out must be written by one process; another one writes {str(out)!r}")
         try:
-            if not os.path.samestat(
-                os.fstat(self.lock.fileno()), Path(self.lock.name).stat()
-            ):  # deleted, and made anew
-                raise ValueError(f"out must be written by one process; another one writes {str(out)!r}")
             if out.exists():  # the other process has finished in between
                 raise ValueError(f"out must not exist yet; {str(out)!r} does: delete it or name another file")
             if self.record.exists():
