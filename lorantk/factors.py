@@ -20,7 +20,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.normalization import GroupNorm
 
-from .batches import Batch, call, check_alone, check_batch, size, substituted, take, tolerance
+from .batches import (
+    Batch,
+    call,
+    check_alone,
+    check_batch,
+    collect,
+    ends,
+    restored,
+    size,
+    substituted,
+    take,
+    tolerance,
+)
 from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
 
 
@@ -70,7 +82,8 @@ class LayerFactors:
         """
         check_batch("x", x, model)
         modules = adaptable_layers(model, layers)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), restored(model):
+            x = collect(x)
             check_alone(model, x)
             factors = factors_of(model, x, modules)
             never = [name for name in modules if name not in factors.kinds]
@@ -87,7 +100,7 @@ class LayerFactors:
         return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
 
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
-        """Compare gradients made from the factors of the first input with those that autograd gives.
+        """Compare gradients made from the factors of the first and the last input with those that autograd gives.
 
         Parameters
         ----------
@@ -116,11 +129,12 @@ class LayerFactors:
                 )
 
     def _gradient(self, layer: nn.Module, name: str, which: str, cotangent: Tensor, like: Tensor) -> Tensor:
-        """Gradient of cotangent . F(first input) by a layer's weight or bias, in the shape of `like`."""
+        """Gradient of sum_i v_i . F(x_i) over the ends of the batch by a weight or bias, in the shape of `like`."""
         if name not in self.kinds:  # never called
             return torch.zeros_like(like)
-        a, g = self.activations[name][0], self.cotangents[name][0].to(like.dtype)
-        g = torch.einsum("c,cto->to", cotangent.to(like.dtype), g)
+        rows = [0, -1][: len(cotangent)]
+        a, g = self.activations[name][rows].flatten(0, 1), self.cotangents[name][rows].to(like.dtype)
+        g = torch.einsum("nc,ncto->nto", cotangent.to(like.dtype), g).flatten(0, 1)
         if which == "bias":
             return g.sum(0).reshape(like.shape)
         if self.kinds[name] == "embedding":
@@ -139,7 +153,9 @@ class LayerFactors:
         activations = {}
         for name, A in matrices.items():
             a = self.activations[name]
-            activations[name] = A.T[torch.where(a < 0, -1 - a, a)] if self.kinds[name] == "embedding" else a @ A.T
+            activations[name] = (
+                A.T[torch.where(a < 0, -1 - a, a)] if self.kinds[name] == "embedding" else a.to(A.dtype) @ A.T
+            )
         cotangents = {name: self.cotangents[name] for name in matrices}
         return LayerFactors(self.outputs, activations, cotangents, dict.fromkeys(matrices, "linear"))
 
@@ -149,7 +165,7 @@ class NotLayerwise(ValueError):
 
 
 def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A cotangent v (C,) and the gradient of v . F of the first input by each parameter, by autograd alone.
+    """Cotangents v (2, C) of the `ends` of the batch and the gradient of sum_i v_i . F(x_i) by autograd alone.
 
     Frozen parameters are differentiated too, and left frozen. v is drawn with a fixed seed.
     """
@@ -160,9 +176,11 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
         for p in frozen:
             p.requires_grad_(True)
         with torch.enable_grad():
-            outputs = call(model, take(x, slice(0, 1)))[0]
+            outputs = call(model, ends(x))
         cotangent = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-        found = torch.autograd.grad(outputs @ cotangent, list(tensors.values()), allow_unused=True)
+        found: tuple[Tensor | None, ...] = (None,) * len(tensors)
+        if outputs.requires_grad:
+            found = torch.autograd.grad((outputs * cotangent).sum(), list(tensors.values()), allow_unused=True)
     finally:
         for p in frozen:
             p.requires_grad_(False)

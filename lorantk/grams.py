@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .batches import check_choice
+from .batches import check_choice, uncast
 
 if TYPE_CHECKING:
     from .factors import LayerFactors
@@ -27,6 +27,7 @@ LEAF = 160
 """Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done."""
 
 
+@uncast()
 def gram(
     one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]] | None = None, output: str = "full"
 ) -> Tensor:
@@ -75,6 +76,7 @@ def gram(
     return total.view(n1, C, n2, C) if output == "full" else total
 
 
+@uncast()
 def diagonal_gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]]) -> Tensor:
     """Kernel of each input with the same input of `other`: sum_tu (a_t . a'_u) (g_ct . g'_du), in time O(n).
 
