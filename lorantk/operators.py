@@ -159,7 +159,7 @@ class TangentKernel:
         """
         check_integer("block", block, 1)
         try:
-            import cloudpickle
+            import cloudpickle  # type: ignore[import-untyped]
             import dask.array as da
             from dask.delayed import delayed
         except ModuleNotFoundError as error:
