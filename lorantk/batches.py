@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -46,9 +46,23 @@ def join(x1: Batch, x2: Batch) -> Batch:
     return {name: torch.cat([t, tensors(x2)[name]]) for name, t in x1.items()}
 
 
+def ends(x: Batch) -> Batch:
+    """The first and the last input, as a batch of two; a batch of one as it is."""
+    pair = {name: t if len(t) == 1 else t[[0, -1]] for name, t in tensors(x).items()}
+    return pair[""] if isinstance(x, Tensor) else pair
+
+
 def collect(x: Any) -> Any:
-    """A batch as it is; batches from an iterable, such as a DataLoader, as one."""
-    if isinstance(x, (Tensor, Mapping, str)) or not isinstance(x, Iterable):
+    """A batch as it is; batches from an iterable, such as a DataLoader, as one.
+
+    Tensors made in inference mode, which autograd refuses, are copied.
+    """
+    if isinstance(x, Tensor):
+        return x.clone() if x.is_inference() else x
+    if isinstance(x, Mapping):
+        made = [name for name, t in x.items() if isinstance(t, Tensor) and t.is_inference()]
+        return {**x, **{name: x[name].clone() for name in made}} if made else x
+    if isinstance(x, str) or not isinstance(x, Iterable):
         return x
     batches = [b[0] if isinstance(b, (list, tuple)) and len(b) == 1 else b for b in x]
     if not batches or not all(isinstance(b, (Tensor, Mapping)) for b in batches):
@@ -97,9 +111,11 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Context after which `model` holds the tensors that it held before, in every layer, whatever happened inside.
 
     Layers that write into themselves when they are called, such as those with weight_norm or PEFT's attention, would
-    keep what a failed or transformed call wrote.
+    keep what a failed or transformed call wrote. In training mode buffers, such as running means, get their values
+    back too.
     """
     layers = list(model.modules())
+    values = [(b, b.clone()) for m in layers if m.training for b in m._buffers.values() if b is not None]
     parameters, buffers = [dict(m._parameters) for m in layers], [dict(m._buffers) for m in layers]
     attributes = [{k: v for k, v in vars(m).items() if isinstance(v, Tensor)} for m in layers]
     try:
@@ -114,6 +130,9 @@ def restored(model: nn.Module) -> Iterator[None]:
                 if held.keys() != before.keys() or any(held[k] is not v for k, v in before.items()):
                     held.clear()
                     held.update(before)
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
 
 
 @contextmanager
@@ -132,28 +151,43 @@ def substituted(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Relative difference between round-off and a wrong value: sqrt(eps), but 1e-5 in float64.
+    """Relative difference between round-off and a wrong value: sqrt(eps), autocast's if it is on, but 1e-5 in float64.
 
     Models such as T5 and Llama compute parts in float32 whatever their dtype: 1e-7 to 1e-6 is their round-off.
     """
-    return max(float(torch.finfo(dtype).eps ** 0.5), 1e-5)
+    cast = [torch.get_autocast_dtype(device) for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return max(1e-5, *(float(torch.finfo(each).eps ** 0.5) for each in [dtype, *cast]))
+
+
+@contextmanager
+def uncast() -> Iterator[None]:
+    """Context, or decorator, in which products of ours are not rounded by the caller's autocast."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def check_alone(model: nn.Module, x: Batch) -> None:
     """Raise ValueError unless outputs are the same when asked twice, and for one input alone as in the batch.
 
-    Sixteen inputs are tried: dropout outside of modules, noise and models that mix the inputs of a batch are seen.
+    Sixteen inputs are tried, eight times more where the model draws random numbers: dropout outside of modules, noise
+    and models that mix the inputs of a batch are seen.
     """
     check_deterministic(model)
     with torch.no_grad():
         few = take(x, slice(0, 16))
+        state = torch.get_rng_state()
         try:
             first, again, alone = call(model, few), call(model, few), call(model, take(x, slice(0, 1)))
+            draws = 0 if torch.equal(state, torch.get_rng_state()) else 8
+            repeated = [again, *(call(model, few) for _ in range(draws))]
         except (RuntimeError, IndexError) as error:  # wrong width, integers for numbers, tokens it does not know
             raise ValueError(f"model must accept the batch and one input of it; it raised: {error}") from error
     largest = first.abs().max().item()
     gaps = {
-        "gives other outputs when called again": (again - first).abs().max().item(),
+        "gives other outputs when called again": max((again - first).abs().max().item() for again in repeated),
         "gives an input other outputs alone than in a batch": (alone - first[:1]).abs().max().item(),
     }
     for fault, gap in gaps.items():

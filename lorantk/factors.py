@@ -18,9 +18,22 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.normalization import LayerNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.normalization import GroupNorm
 
-from .batches import Batch, call, check_alone, check_batch, size, take, tolerance
+from .batches import (
+    Batch,
+    call,
+    check_alone,
+    check_batch,
+    collect,
+    ends,
+    restored,
+    size,
+    substituted,
+    take,
+    tolerance,
+)
 from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
 
 Hook: TypeAlias = "Callable[..., Tensor | None]"
@@ -35,9 +48,9 @@ class LayerFactors:
     outputs : Tensor (n, C)
         The model's outputs F.
     activations : dict of Tensor (n, T, fan_in)
-        Input of each layer times its prefactor, over T positions; patches for a convolution; normalised inputs for a
-        normalisation layer. For an embedding, int64 indices (n, T), -1 minus the index where ``padding_idx`` cuts the
-        gradient.
+        Input of each layer times its prefactor, over T positions; patches for a convolution, (n, T, groups, fan_in)
+        for one in groups; normalised inputs for a normalisation layer. For an embedding, int64 indices (n, T), -1
+        minus the index where ``padding_idx`` cuts the gradient.
     cotangents : dict of Tensor (n, C, T, fan_out)
         dF_c / dy at each position.
     kinds : dict of str
@@ -72,7 +85,8 @@ class LayerFactors:
         """
         check_batch("x", x, model)
         modules = adaptable_layers(model, layers)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), restored(model):
+            x = collect(x)
             check_alone(model, x)
             factors = factors_of(model, x, modules)
             never = [name for name in modules if name not in factors.kinds]
@@ -89,7 +103,7 @@ class LayerFactors:
         return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
 
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
-        """Compare gradients made from the factors of the first input with those that autograd gives.
+        """Compare gradients made from the factors of the first and the last input with those that autograd gives.
 
         Parameters
         ----------
@@ -118,11 +132,12 @@ class LayerFactors:
                 )
 
     def _gradient(self, layer: nn.Module, name: str, which: str, cotangent: Tensor, like: Tensor) -> Tensor:
-        """Gradient of cotangent . F(first input) by a layer's weight or bias, in the shape of `like`."""
+        """Gradient of sum_i v_i . F(x_i) over the ends of the batch by a weight or bias, in the shape of `like`."""
         if name not in self.kinds:  # never called
             return torch.zeros_like(like)
-        a, g = self.activations[name][0], self.cotangents[name][0].to(like.dtype)
-        g = torch.einsum("c,cto->to", cotangent.to(like.dtype), g)
+        rows = [0, -1][: len(cotangent)]
+        a, g = self.activations[name][rows].flatten(0, 1), self.cotangents[name][rows].to(like.dtype)
+        g = torch.einsum("nc,ncto->nto", cotangent.to(like.dtype), g).flatten(0, 1)
         if which == "bias":
             return g.sum(0).reshape(like.shape)
         if self.kinds[name] == "embedding":
@@ -131,6 +146,8 @@ class LayerFactors:
         a = a.to(like.dtype)
         if self.kinds[name] == "scale":
             return (g * a).sum(0).reshape(like.shape)
+        if self.kinds[name] == "grouped":
+            return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).reshape(like.shape)
         product = g.T @ a
         return product.reshape(like.shape) if is_rowwise(layer) else product.T
 
@@ -139,7 +156,9 @@ class LayerFactors:
         activations = {}
         for name, A in matrices.items():
             a = self.activations[name]
-            activations[name] = A.T[torch.where(a < 0, -1 - a, a)] if self.kinds[name] == "embedding" else a @ A.T
+            activations[name] = (
+                A.T[torch.where(a < 0, -1 - a, a)] if self.kinds[name] == "embedding" else a.to(A.dtype) @ A.T
+            )
         cotangents = {name: self.cotangents[name] for name in matrices}
         return LayerFactors(self.outputs, activations, cotangents, dict.fromkeys(matrices, "linear"))
 
@@ -149,7 +168,7 @@ class NotLayerwise(ValueError):
 
 
 def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A cotangent v (C,) and the gradient of v . F of the first input by each parameter, by autograd alone.
+    """Cotangents v (2, C) of the `ends` of the batch and the gradient of sum_i v_i . F(x_i) by autograd alone.
 
     Frozen parameters are differentiated too, and left frozen. v is drawn with a fixed seed.
     """
@@ -160,9 +179,11 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
         for p in frozen:
             p.requires_grad_(True)
         with torch.enable_grad():
-            outputs = call(model, take(x, slice(0, 1)))[0]
+            outputs = call(model, ends(x))
         cotangent = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-        found = torch.autograd.grad(outputs @ cotangent, list(tensors.values()), allow_unused=True)
+        found: tuple[Tensor | None, ...] = (None,) * len(tensors)
+        if outputs.requires_grad:
+            found = torch.autograd.grad((outputs * cotangent).sum(), list(tensors.values()), allow_unused=True)
     finally:
         for p in frozen:
             p.requires_grad_(False)
@@ -247,7 +268,7 @@ class hooked:
 
 
 def _features(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer's input as activations (n, T, fan_in), or as indices (n, T) for an embedding."""
+    """A layer's input as activations (n, T, fan_in), (n, T, groups, fan_in), or as indices (n, T) for an embedding."""
     n = len(x)
     if isinstance(layer, nn.Embedding):
         indices = x.reshape(n, -1)
@@ -259,21 +280,32 @@ def _features(layer: nn.Module, x: Tensor) -> Tensor:
         image = nn.functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
         flat = [(1,) * (2 - len(v)) + tuple(v) for v in (layer.kernel_size, layer.dilation, layer.stride)]
         image = image if image.ndim == 4 else image[:, :, None]  # a signal is an image of height 1
-        return nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
-    if isinstance(layer, LayerNorm):
-        return nn.functional.layer_norm(x, layer.normalized_shape, eps=layer.eps).reshape(n, -1, layer.weight.numel())
-    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        normalised = nn.functional.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
-        return normalised.reshape(n, x.shape[1], -1).mT
+        patches = nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
+        return patches if layer.groups == 1 else patches.unflatten(2, (layer.groups, -1))
+    if kind(layer) == "scale":
+        return _positions(layer, _normalised(layer, x)[:, None])[:, 0]
     return prefactor(layer) * x.reshape(n, -1, x.shape[-1])
+
+
+def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a normalisation multiplies its weight by: its output with weight 1 and bias 0, less that with weight 0.
+
+    So an RMSNorm that stores its weight as an offset from 1 is one too.
+    """
+    outputs = []
+    for value in (1.0, 0.0):
+        values = {key: torch.full_like(p, value if key == "weight" else 0.0) for key, p in layer.named_parameters()}
+        with torch.no_grad(), substituted(layer, values):
+            outputs.append(layer.forward(x))
+    return outputs[0] - outputs[1]
 
 
 def _positions(layer: nn.Module, g: Tensor) -> Tensor:
     """Cotangents (n, C, ...) of a layer's output as (n, C, T, fan_out)."""
     n, C = g.shape[:2]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.modules.batchnorm._BatchNorm)):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, GroupNorm, _NormBase)):  # channels come before positions
         return g.reshape(n, C, g.shape[2], -1).mT
-    width = layer.weight.numel() if isinstance(layer, LayerNorm) else g.shape[-1]
+    width = next(layer.parameters()).numel() if kind(layer) == "scale" else g.shape[-1]
     return g.reshape(n, C, -1, width)
 
 

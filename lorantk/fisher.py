@@ -96,7 +96,11 @@ class Contracted(nn.Module):
             prefix = "model.model" if isinstance(self.model, Selected) else "model"
             named = layers_with_adapters(inner, layers)
             layers = "|".join(re.escape(f"{prefix}.{name}".rstrip(".")) for name in named)
-        labelled = {"cotangents": d, **{f"input {name}": t for name, t in tensors(x).items()}}
+        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]  # under autocast d has another dtype
+        labelled = {
+            "cotangents": d if d.dtype in floating else d.to(floating[0]),
+            **{f"input {name}": t for name, t in tensors(x).items()},
+        }
         return ntk(self, labelled, layers=layers, method=method, output=output, max_memory=memory)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .batches import check_choice
+from .batches import check_choice, uncast
 
 if TYPE_CHECKING:
     from .factors import LayerFactors
@@ -27,6 +27,7 @@ LEAF = 160
 """Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done."""
 
 
+@uncast()
 def gram(
     one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]] | None = None, output: str = "full"
 ) -> Tensor:
@@ -75,6 +76,7 @@ def gram(
     return total.view(n1, C, n2, C) if output == "full" else total
 
 
+@uncast()
 def diagonal_gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[str, str]]) -> Tensor:
     """Kernel of each input with the same input of `other`: sum_tu (a_t . a'_u) (g_ct . g'_du), in time O(n).
 
@@ -94,6 +96,8 @@ def diagonal_gram(one: LayerFactors, other: LayerFactors, uses: Iterable[tuple[s
         first, second = _side(one, name), _side(other, name)
         if parameter == "bias":
             total += first.g.sum(2) @ second.g.sum(2).mT
+        elif one.kinds[name] == "grouped":
+            total += _grouped_gradients(first) @ _grouped_gradients(second).mT
         elif one.kinds[name] == "scale":
             total += (first.g * first.a[:, None]).sum(2) @ (second.g * second.a[:, None]).sum(2).mT
         else:
@@ -199,6 +203,18 @@ def _scale_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
     yield _Term(rows1, rows1 if other.g is one.g else _rows((other.g * other.a[:, None]).sum(2), output))
 
 
+def _grouped_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+    """A convolution in groups of channels has few weights: its gradients are made as they are."""
+    rows1 = _rows(_grouped_gradients(one), output)
+    yield _Term(rows1, rows1 if other.g is one.g else _rows(_grouped_gradients(other), output))
+
+
+def _grouped_gradients(side: _Side) -> Tensor:
+    """sum_t g_tk a_tk^T for each group k, flattened: (n, C, groups x fan_out x fan_in), fans of one group."""
+    g = side.g.unflatten(3, (side.a.shape[2], -1))
+    return torch.einsum("nctkf,ntki->nckfi", g, side.a).flatten(2)
+
+
 class _Scatter(NamedTuple):
     """A summand of the kernel between some rows and columns only."""
 
@@ -240,6 +256,7 @@ def _by_token(side: _Side) -> dict[int, tuple[Tensor, Tensor]]:
 _TERMS: dict[str, Callable[[_Side, _Side, str], Iterator[_Term | _Scatter]]] = {
     "linear": _linear_terms,
     "convolution": _linear_terms,
+    "grouped": _grouped_terms,
     "scale": _scale_terms,
     "embedding": _embedding_terms,
 }

@@ -120,11 +120,22 @@ class Selected(nn.Module):
 
 @contextmanager
 def undisturbed(model: object) -> Iterator[None]:
-    """Gradients are on, whatever the caller's context, and the model holds its own tensors afterwards."""
+    """Gradients are on, whatever the caller's context, and the model holds its own tensors afterwards.
+
+    Autocast keeps no casts of parameters: they would outlive the graph that they belong to.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    with torch.inference_mode(False), torch.enable_grad(), restored(model):
-        yield
+    frozen = [name for name, p in model.named_parameters() if p.is_inference()]
+    if frozen:
+        raise ValueError(f"model must be made outside of torch.inference_mode(); {frozen[0]!r} was made inside")
+    caching = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(False)
+        with torch.inference_mode(False), torch.enable_grad(), restored(model):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(caching)
 
 
 class Problem:
@@ -153,7 +164,8 @@ class Problem:
         self.parameters = {prefix + name: p for name, p in parameters.items()}
         self.weights = {prefix + name: weight for name, weight in factors.items()}
         self.label = "" if select is None else f"{getattr(select, '__qualname__', select)}"
-        check_alone(self.model, self.x1)
+        for x in [self.x1] if self.x2 is self.x1 else [self.x1, self.x2]:
+            check_alone(self.model, x)
 
     def way(self, method: str) -> Method:
         """A method for this problem."""
@@ -184,15 +196,17 @@ def _compute(
 ) -> Tensor:
     """The kernel by one method, block by block."""
     x1, x2 = problem.x1, problem.x2
-    unchecked = True
 
     def prepare(x: Batch) -> Any:
-        nonlocal unchecked
         block = way.prepare(x)
-        if unchecked:
-            way.check(x, block)
-            unchecked = False
+        way.check(x, block)
         return block
+
+    def rounded(kernel: Tensor) -> Tensor:
+        result = kernel.to(way.dtype)
+        if way.dtype == torch.float16 and not bool(torch.isfinite(result).all()):
+            raise ValueError("model must have a kernel below 65504 in float16; convert the model to float32")
+        return result
 
     count = max(size(x1), size(x2))
     if max_memory is not None:
@@ -204,10 +218,10 @@ def _compute(
         for rows in (slice(i, i + count) for i in range(0, size(x1), count)):
             one = prepare(take(x1, rows))
             parts.append(way.diagonal(one, one if x2 is x1 else prepare(take(x2, rows))))
-        return torch.cat(parts).to(way.dtype)
+        return rounded(torch.cat(parts))
     return assemble(
         lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)),
-        lambda one, other: way.tile(one, other, output).to(way.dtype),
+        lambda one, other: rounded(way.tile(one, other, output)),
         (size(x1), size(x2)), (count, count), symmetric=x2 is x1, out=None if out is None else Path(out),
         fingerprint=[type(way).__name__, output, problem.label, str(x2 is x1), *describe(problem.model),
                      *problem.parameters.items(), *problem.weights.items(), *problem.model.state_dict().items(),

@@ -1,7 +1,8 @@
 """Which layers a model has, and how each uses its weight.
 
-A layer is "linear", "convolution" (a linear layer whose activations are patches), "embedding" (one whose activations
-are one-hot) or "scale" (the weight of a normalisation, a product by element).
+A layer is "linear", "convolution" (a linear layer whose activations are patches), "grouped" (a convolution in groups of
+channels), "embedding" (a linear layer whose activations are one-hot) or "scale" (the weight of a normalisation, a
+product by element). The kind is read from the class; whether the layer keeps to it is checked where it is used.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
-from torch.nn.modules.normalization import LayerNorm
+from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 
 def kind(layer: nn.Module) -> str | None:
-    """How a layer uses its weight: "linear", "convolution", "embedding", "scale" (normalisation) or None (unknown)."""
+    """How a layer uses its weight: "linear", "convolution", "grouped", "embedding", "scale" or None (unknown)."""
     if isinstance(layer, NonDynamicallyQuantizableLinear):  # inside nn.MultiheadAttention, which bypasses it
         return None
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no model has a Conv1D before it is imported
     if isinstance(layer, nn.Linear) or (pytorch_utils and isinstance(layer, pytorch_utils.Conv1D)):
         return "linear"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        return "convolution" if layer.groups == 1 else None
+        return "convolution" if layer.groups == 1 else "grouped"
     if isinstance(layer, nn.Embedding):
         return "embedding" if layer.max_norm is None and not layer.scale_grad_by_freq else None
-    return "scale" if isinstance(layer, (LayerNorm, nn.modules.batchnorm._BatchNorm)) else None
+    norm = isinstance(layer, (LayerNorm, GroupNorm, _NormBase)) or type(layer).__name__.endswith("RMSNorm")
+    return "scale" if norm else None  # transformers has an RMSNorm a model, known by its name only
 
 
 def fans(layer: nn.Module) -> tuple[int, int]:

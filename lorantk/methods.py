@@ -17,6 +17,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch.func import jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .batches import Batch, call, map_inputs, size, take, tolerance
+from .batches import Batch, call, ends, map_inputs, size, take, tolerance, uncast
 from .factors import LayerFactors, NotLayerwise, factors_of, gradient
 from .grams import accumulator, diagonal_gram, gram
 from .layers import kind
@@ -66,7 +67,7 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, x: Batch, block: Any) -> None:
-        """Compare with the gradient of the first input by autograd; raise ValueError where it differs."""
+        """Compare with the gradient of the first and last input by autograd; raise ValueError where it differs."""
 
     @abstractmethod
     def tile(self, one: Any, other: Any, output: str) -> Tensor:
@@ -78,8 +79,8 @@ class Method(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the parameters, and so of the kernel."""
-        return next(iter(self.parameters.values())).dtype
+        """The finest of the parameters, and so that of the kernel."""
+        return reduce(torch.promote_types, (p.dtype for p in self.parameters.values()))
 
     def refuse(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """Raise ValueError where a gradient differs from autograd's beyond round-off."""
@@ -161,6 +162,9 @@ class Jacobian(Method):
         except RuntimeError as error:  # torch.func refuses custom autograd functions, writes to .data, and the like
             logger.info("jacobian: one input at a time by autograd, since torch.func says %.200s", error)
             found = self._by_autograd(x)
+        return self._scaled(found)
+
+    def _scaled(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         dtype = accumulator(self.dtype)
         return {name: self._root(name) * j.detach().to(dtype).flatten(2) for name, j in found.items()}
 
@@ -174,7 +178,9 @@ class Jacobian(Method):
         rows = []
         for i in tqdm(range(size(x)), "inputs", delay=2, leave=False):
             outputs = call(self.model, take(x, slice(i, i + 1)))[0]
-            grads = [torch.autograd.grad(o, wanted, retain_graph=True, allow_unused=True) for o in outputs]
+            none = (None,) * len(wanted)  # outputs that depend on no parameter
+            grads = [torch.autograd.grad(o, wanted, retain_graph=True, allow_unused=True) if o.requires_grad else none
+                     for o in outputs]  # fmt: skip
             rows.append([[torch.zeros_like(p) if g is None else g for p, g in zip(wanted, row, strict=True)]
                          for row in grads])  # fmt: skip
         return {
@@ -186,7 +192,19 @@ class Jacobian(Method):
         cotangent, wanted = gradient(self.model, x, self.parameters)
         v = cotangent.to(accumulator(self.dtype))
         weighted = {name: (self._root(name) * g.to(v.dtype).flatten()).reshape(g.shape) for name, g in wanted.items()}
-        self.refuse({name: v @ j[0] for name, j in block.items()}, {n: g.to(wanted[n]) for n, g in weighted.items()})
+        wanted = {name: g.to(wanted[name]) for name, g in weighted.items()}
+        try:
+            self.refuse(self._combined(block, v), wanted)
+        except ValueError as error:  # parameters that the model holds elsewhere too, such as in a list
+            logger.info("jacobian: one input at a time by autograd; %s", error)
+            block.update(self._scaled(self._by_autograd(x)))
+            self.refuse(self._combined(block, v), wanted)
+
+    @staticmethod
+    @uncast()
+    def _combined(block: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
+        """sum_i v_i J_i over the ends of the batch."""
+        return {name: torch.einsum("nc,ncp->p", v, j[[0, -1][: len(v)]]) for name, j in block.items()}
 
     def tile(self, one: dict[str, Tensor], other: dict[str, Tensor], output: str) -> Tensor:
         return self._sum("ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm", one, other)
@@ -194,6 +212,7 @@ class Jacobian(Method):
     def diagonal(self, one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
         return self._sum("ncp,ndp->ncd", one, other)
 
+    @uncast()
     def _sum(self, pattern: str, one: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
         first, *rest = self.parameters
         total = torch.einsum(pattern, one[first], other[first])
@@ -225,9 +244,9 @@ class VectorProducts(Method):
     def check(self, x: Batch, block: Batch) -> None:
         cotangent, wanted = gradient(self.model, x, self.parameters)
         plain = replace(self, weights={})
-        self.refuse(plain.pullback(take(x, slice(0, 1)), cotangent[None]), wanted)
+        self.refuse(plain.pullback(ends(x), cotangent), wanted)
         norm = sum(g.double().square().sum().item() for g in wanted.values())
-        pushed = (plain.push(take(x, slice(0, 1)), wanted)[0].double() @ cotangent.double()).item()
+        pushed = (plain.push(ends(x), wanted).double() * cotangent.double()).sum().item()
         if not abs(pushed - norm) <= 10 * tolerance(self.dtype) * norm:
             raise ValueError(
                 f"model must have a forward derivative; along its gradient it is {pushed:.3g}, not {norm:.3g}"
@@ -235,9 +254,9 @@ class VectorProducts(Method):
 
     def tile(self, one: Batch, other: Batch, output: str) -> Tensor:
         with torch.no_grad():
-            C = call(self.model, take(other, slice(0, 1))).shape[1]
-        n1, n2 = size(one), size(other)
-        basis = torch.eye(n2 * C, dtype=self.dtype, device=next(iter(self.parameters.values())).device)
+            outputs = call(self.model, take(other, slice(0, 1)))
+        n1, n2, C = size(one), size(other), outputs.shape[1]
+        basis = torch.eye(n2 * C, dtype=outputs.dtype, device=outputs.device)
         count = max(1, min(32, COLUMNS // sum(p.numel() for p in self.parameters.values())))
         chunks = tqdm(basis.reshape(n2 * C, n2, C).split(count), "columns", delay=2, leave=False)
 

@@ -16,6 +16,7 @@ Statement ``eq-2``. Source: Jacot et al. (2018); the interface is that of scipy'
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -158,6 +159,7 @@ class TangentKernel:
         """
         check_integer("block", block, 1)
         try:
+            import cloudpickle  # type: ignore[import-untyped]
             import dask.array as da
             from dask.delayed import delayed
         except ModuleNotFoundError as error:
@@ -165,7 +167,8 @@ class TangentKernel:
         n1, n2, C = self._sizes
         x1, x2 = self._problem.x1, self._problem.x2
         dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-        model, tile = delayed(self._model), delayed(_tile)
+        # as bytes: dask would rebuild a module that it looks into, with plain dicts for its registers of hooks
+        model, tile = delayed(cloudpickle.dumps(self._model)), delayed(_tile)
         rows = []
         for i in range(0, n1, block):
             row = []
@@ -182,8 +185,8 @@ class TangentKernel:
             raise ValueError(f"{what} needs the kernel of one batch with itself: leave x2 out")
 
 
-def _tile(model: nn.Module, one: Any, other: Any, keywords: dict[str, Any]) -> Any:
-    return ntk(model, one, other, **keywords).flatten(2).flatten(0, 1).cpu().numpy()
+def _tile(model: bytes, one: Any, other: Any, keywords: dict[str, Any]) -> Any:
+    return ntk(pickle.loads(model), one, other, **keywords).flatten(2).flatten(0, 1).cpu().numpy()
 
 
 def _scipy(what: str) -> Any:
@@ -254,6 +257,8 @@ class _FactorSide(_Side):
             kept = a >= 0
             rows = self.way.owners[layer].weight.shape[0]
             return g.new_zeros(rows, g.shape[2]).index_add_(0, a[kept], g[kept])
+        if kind == "grouped":
+            return torch.einsum("ntkf,ntki->kfi", g.unflatten(2, (a.shape[2], -1)), a.to(g.dtype)).flatten(0, 1)
         return g.flatten(0, 1).T @ a.flatten(0, 1).to(g.dtype)
 
     def push(self, direction: dict[str, Tensor]) -> Tensor:
@@ -265,6 +270,8 @@ class _FactorSide(_Side):
                 change = p.expand(g.shape[0], g.shape[2], -1)
             elif kind == "scale":
                 change = a * p
+            elif kind == "grouped":
+                change = torch.einsum("ntki,kfi->ntkf", a.to(p.dtype), p.unflatten(0, (a.shape[2], -1))).flatten(2)
             elif kind == "embedding":
                 change = torch.where((a >= 0)[..., None], p[a.clamp(min=0)], 0.0)
             else:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import Batch, check_choice, check_pair, size
+from .batches import Batch, check_choice, check_pair, collect, size, uncast
 from .factors import LayerFactors
 from .grams import gram
 from .layers import adaptable_layers, fans
@@ -63,6 +63,7 @@ def lora_ntk_sweep(
     loras, seeds = list(loras), list(seeds)
     if not loras or not seeds:
         raise ValueError(f"loras and seeds must not be empty; got {len(loras)} and {len(seeds)}")
+    x1, x2 = collect(x1), collect(x2) if x2 is not x1 else None
     x2 = check_pair(model, x1, x2)
     names = list(dict.fromkeys(name for lora in loras for name in adaptable_layers(model, lora.layers)))
     drawn = [n for lora in loras if lora.variance == "peft" for n in adaptable_layers(model, lora.layers)]
@@ -71,7 +72,8 @@ def lora_ntk_sweep(
     one = LayerFactors.from_model(model, x1, names)
     other = one if x2 is x1 else LayerFactors.from_model(model, x2, names)
     n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
-    kernels = one.outputs.new_empty(len(loras), len(seeds), *((n1, C, n2, C) if output == "full" else (n1, n2)))
+    shape = (n1, C, n2, C) if output == "full" else (n1, n2)
+    kernels = next(model.get_submodule(names[0]).parameters()).new_empty(len(loras), len(seeds), *shape).detach()
     cotangents = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
     rank = max(lora.rank for lora in loras) if nested else None
     groups = _multiples(model, loras)
@@ -101,6 +103,7 @@ def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
     return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
 
 
+@uncast()
 def _products(
     one: LayerFactors, other: LayerFactors, matrices: dict[str, Tensor], cotangents: dict[str, Tensor], output: str
 ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:

@@ -2,11 +2,13 @@
 
 Inputs are split into blocks; a block is prepared (factors or Jacobians) and each pair of blocks gives one tile. Where
 both batches are the same, tiles below the diagonal are transposes. On disk the tiles go to ``<out>.partial``, beside a
-record of the finished ones, so that an interrupted run resumes; the last tile renames the file.
+record of the finished ones, so that an interrupted run resumes; the last tile renames the file. A lock keeps a second
+process out, and a record or partial file that does not fit is an error, not a start.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -76,20 +78,22 @@ def assemble(
         return tile(first, first if symmetric else prepare2(columns[0]))
     pairs = [(i, j) for i in range(len(rows)) for j in range(i if symmetric else 0, len(columns))]
     store = _Memory() if out is None else _File(out, [*fingerprint, str(sizes), str(blocks)])
-    current, first = -1, None
-    for i, j in tqdm([pair for pair in pairs if pair not in store.done], "tiles", delay=2, leave=False):
-        if i != current:
-            current, first = i, prepare1(rows[i])
-        part = tile(first, first if symmetric and i == j else prepare2(columns[j]))
-        half = part.ndim // 2
-        kernel = store.open((sizes[0], *part.shape[1:half], sizes[1], *part.shape[half + 1 :]), part)
-        kernel[(rows[i], *[slice(None)] * (half - 1), columns[j])] = part
-        if symmetric and i != j:
-            kernel[(columns[j], *[slice(None)] * (half - 1), rows[i])] = part.permute(
-                *range(half, 2 * half), *range(half)
-            )
-        store.finish((i, j))
-    return store.close()
+    try:
+        current, first = -1, None
+        for i, j in tqdm([pair for pair in pairs if pair not in store.done], "tiles", delay=2, leave=False):
+            if i != current:
+                current, first = i, prepare1(rows[i])
+            part = tile(first, first if symmetric and i == j else prepare2(columns[j]))
+            half = part.ndim // 2
+            within = [slice(None)] * (half - 1)  # all outputs
+            kernel = store.open((sizes[0], *part.shape[1:half], sizes[1], *part.shape[half + 1 :]), part)
+            kernel[(rows[i], *within, columns[j])] = part
+            if symmetric and i != j:
+                kernel[(columns[j], *within, rows[i])] = part.permute(*range(half, 2 * half), *range(half))
+            store.finish((i, j))
+        return store.close()
+    finally:
+        store.release()
 
 
 def describe(model: nn.Module) -> Iterator[str]:
@@ -117,6 +121,9 @@ class _Memory:
         assert self.kernel is not None
         return self.kernel
 
+    def release(self) -> None:
+        """Let other processes write."""
+
 
 class _File(_Memory):
     """The kernel as a memory-mapped file, with a record of the tiles that are on disk."""
@@ -135,16 +142,47 @@ class _File(_Memory):
                 digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor else b"")
         self.out, self.id = out, digest.hexdigest()
         self.partial, self.record = Path(f"{out}.partial"), Path(f"{out}.partial.json")
-        if self.record.exists():
+        self.lock = Path(f"{out}.lock").open("a")  # noqa: SIM115 held until the kernel is complete
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(self.lock.fileno()), Path(self.lock.name).stat())
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:  # locked by another process, or by one that has just deleted the lock
+            self.lock.close()
+            raise ValueError(f"out must be written by one process; another one writes {str(out)!r}")
+        try:
+            if out.exists():  # the other process has finished in between
+                raise ValueError(f"out must not exist yet; {str(out)!r} does: delete it or name another file")
+            if self.record.exists():
+                self._resume()
+        except ValueError:
+            self.release()
+            raise
+
+    def _resume(self) -> None:
+        """Take over the finished tiles, if the record and the file are of this kernel and whole."""
+        afresh = f"delete {str(self.partial)!r} and {str(self.record)!r} to start afresh"
+        try:
             record = json.loads(self.record.read_text())
-            if record["id"] != self.id:
-                raise ValueError(
-                    f"{str(self.partial)!r} belongs to another model, batch or setting; delete it to start afresh"
-                )
-            self.done = {(i, j) for i, j in record["done"]}
+            found, done = record["id"], {(int(i), int(j)) for i, j in record["done"]}
+            wanted = (tuple(record["shape"]), record["dtype"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"out cannot be resumed: {str(self.record)!r} is no record of tiles; {afresh}") from error
+        if found != self.id:
+            raise ValueError(f"{str(self.partial)!r} belongs to another model, batch or setting; {afresh}")
+        try:
+            stored = np.load(self.partial, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"out cannot be resumed: {str(self.partial)!r} is missing or cut off; {afresh}") from error
+        if (stored.shape, str(stored.dtype)) != wanted:
+            raise ValueError(f"out cannot be resumed: {str(self.partial)!r} is another array; {afresh}")
+        self.done = done
 
     def open(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self.kernel is None:
+            if like.dtype == torch.bfloat16:
+                raise ValueError("out must have a dtype that .npy has; the kernel is bfloat16: make the model float32")
             if not self.done:
                 np.lib.format.open_memmap(self.partial, "w+", torch.empty(0, dtype=like.dtype).numpy().dtype, shape)
             self.map = np.lib.format.open_memmap(self.partial, "r+")
@@ -154,12 +192,17 @@ class _File(_Memory):
     def finish(self, pair: tuple[int, int]) -> None:
         super().finish(pair)
         self.map.flush()
-        write_atomically(self.record, json.dumps({"id": self.id, "done": sorted(self.done)}))
+        record = {"id": self.id, "done": sorted(self.done), "shape": self.map.shape, "dtype": str(self.map.dtype)}
+        write_atomically(self.record, json.dumps(record))
 
     def close(self) -> Tensor:
         os.replace(self.partial, self.out)
         self.record.unlink(missing_ok=True)
         return torch.from_numpy(np.load(self.out, mmap_mode="c"))
+
+    def release(self) -> None:
+        Path(self.lock.name).unlink(missing_ok=True)
+        self.lock.close()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

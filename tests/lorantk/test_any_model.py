@@ -13,6 +13,7 @@ from lorantk import (
     Adapter,
     LayerFactors,
     LoRA,
+    TangentKernel,
     attach,
     fisher_spectrum,
     gradient_alignment,
@@ -440,3 +441,62 @@ def test_attached_adapters_start_at_the_models_function():
     for build, draw in CASES.values():
         model, x = randomised(build()), draw(3, 0)
         assert torch.equal(LoRA(2, layers=".*").attach(model)(x), model(x))
+
+
+class Gemma2RMSNorm(nn.Module):
+    """A norm known by its name alone, whose weight is an offset from 1."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, a):
+        return a / (a.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + self.weight)
+
+
+class Norms(nn.Module):
+    """Every other normalisation and convolutions in groups, one of them depthwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.grouped = nn.Conv2d(4, 6, 3, groups=2, padding=1)
+        self.by_group = nn.GroupNorm(3, 6)
+        self.depthwise = nn.Conv2d(6, 6, (3, 2), groups=6, stride=2, bias=False)
+        self.by_channel = nn.InstanceNorm2d(6, affine=True)
+        self.rms, self.offset = nn.RMSNorm(6), Gemma2RMSNorm(6)
+        self.narrow = nn.Conv1d(6, 3, 2, groups=3)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.by_group(self.grouped(x)))
+        h = torch.tanh(self.by_channel(self.depthwise(h))).flatten(2)
+        h = self.offset(torch.tanh(self.rms(h.mT))).mT
+        return self.head(torch.tanh(self.narrow(h)).mean(-1))
+
+
+def test_other_norms_and_convolutions_in_groups_are_layerwise():
+    model, x1, x2 = randomised(Norms()), gaussian(3, 4, 6, 6, seed=1), gaussian(2, 4, 6, 6, seed=2)
+    truth = brute_force(model, x1, x2)
+    assert relative(ntk(model, x1, x2, method="layerwise"), truth) < TOLERANCE
+    trace = ntk(model, x1, x2, method="layerwise", output="trace")
+    assert relative(trace, torch.einsum("ncmc->nm", truth)) < TOLERANCE
+    blocks = ntk(model, x1, method="layerwise", output="diagonal")
+    assert relative(blocks, torch.einsum("ncnd->ncd", brute_force(model, x1, x1))) < TOLERANCE
+    v = gaussian(4, seed=3)
+    product = TangentKernel(model, x1, x2, method="layerwise") @ v
+    assert relative(product, truth.flatten(2).flatten(0, 1) @ v) < TOLERANCE
+    for name, _ in model.named_parameters():  # each on its own: a fault of one does not hide behind the others
+        only = copy.deepcopy(model).requires_grad_(False)
+        only.get_parameter(name).requires_grad_(True)
+        assert relative(ntk(only, x1, x2, method="layerwise"), brute_force(only, x1, x2)) < TOLERANCE, name
+
+
+@pytest.mark.slow
+def test_a_llama_in_full_needs_no_jacobian():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=12, num_labels=3, pad_token_id=0,
+    )  # fmt: skip
+    model, x = randomised(transformers.LlamaForSequenceClassification(config)), tokens(3, 1)
+    assert relative(ntk(model, x, method="layerwise"), per_sample(model, x)) < 1e-5  # its norms work in float32

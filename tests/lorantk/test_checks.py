@@ -316,3 +316,109 @@ def test_single_precision_adapters_on_a_half_precision_base():
         assert kernel.dtype == torch.float32
     truth = ntk(copy.deepcopy(tuned).double(), x.double())
     assert relative(kernel.double(), truth) < 16 * torch.finfo(torch.bfloat16).eps
+
+
+class Ordered(nn.Module):
+    """The inner layers see the rows in another order; sorted, or reversed but for the first."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.inner, self.head, self.order = nn.Linear(5, 6), nn.Linear(6, 2), order
+
+    def forward(self, x):
+        order = self.order(x)
+        return self.head(torch.tanh(self.inner(x[order])))[torch.argsort(order)]
+
+
+class Unseen(nn.Module):
+    """A second use of a weight that an input of zeros does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 5, bias=False), nn.Linear(5, 2, bias=False)
+
+    def forward(self, x):
+        return self.head(self.inner(x) + self.inner.weight.sum() * x)
+
+
+class Held(nn.Module):
+    """A parameter that the model reads from a list, which torch.func does not replace."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 2)
+        self.held = [[self.inner.weight]]
+
+    def forward(self, x):
+        return F.linear(torch.tanh(x), self.held[0][0]) + self.inner.bias
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Ordered(lambda x: torch.argsort(x[:, 0])),
+        Ordered(lambda x: torch.tensor([0, *range(len(x) - 1, 0, -1)])),
+        Unseen(),
+        Held(),
+    ],
+    ids=["sorted rows", "reversed rows", "first input of zeros", "parameter in a list"],
+)
+def test_what_one_input_alone_would_not_show(model):
+    x = gaussian(6, 5, seed=7)
+    x[0] = 0
+    model = model.double()
+    assert relative(ntk(model, x), autograd_kernel(model, x)) < 1e-10
+
+
+class Average(nn.Module):
+    """Keeps a running mean in training mode, which its outputs do not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(5, 2)
+        self.register_buffer("mean", torch.zeros(5))
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return self.inner(x)
+
+
+def test_a_running_mean_is_what_it_was():
+    model = Average().double().train()
+    ntk(model, X)
+    assert not model.mean.any()
+    assert model.training
+
+
+@pytest.mark.parametrize("method", ["layerwise", "jacobian", "vector_products"])
+def test_under_autocast_only_the_model_is_rounded(method):
+    model = net().float()
+    truth = autograd_kernel(net(), X)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kernel = ntk(model, X.float(), method=method)
+        sweep = lora_ntk_sweep(model, X.float(), loras=[LoRA(2, 0.5)], seeds=[0])[0, 0]
+        spectrum = fisher_spectrum(model, X.float(), Y)
+    assert kernel.dtype == sweep.dtype == torch.float32
+    assert relative(kernel, truth) < 0.02  # bfloat16 keeps 8 bits: a few roundings of 2^-9
+    assert relative(sweep, ntk(LoRA(2, 0.5).attach(net(), 0), X)) < 0.02
+    exact = fisher_spectrum(net(), X, Y)
+    assert relative(spectrum[0], exact[0]) < 0.02
+
+
+@pytest.mark.parametrize("method", ["layerwise", "jacobian", "vector_products"])
+def test_inputs_made_in_inference_mode(method):
+    with torch.inference_mode():
+        x = X.clone()
+    assert relative(ntk(net(), x, method=method), autograd_kernel(net(), X)) < 1e-10
+    with torch.inference_mode():
+        made_inside = net()
+    with pytest.raises(ValueError, match="made outside of torch"):
+        ntk(made_inside, X, method=method)
+
+
+def test_a_kernel_beyond_float16_is_refused():
+    model = nn.Sequential(nn.Linear(5, 4000, bias=False), nn.Linear(4000, 2)).half()
+    nn.init.constant_(model[1].weight, 8.0)
+    with pytest.raises(ValueError, match="float16"):
+        ntk(model, X.half())
