@@ -86,7 +86,7 @@ def plan(
     Notes
     -----
     Statements ``order-on-data``, ``kernel-scale``, ``adam-kernel``. Adam's first step is a sign step, so that s enters
-    once: |s A a|_1 / |a|_1, which is s r sigma / sqrt(n) in the mean for activations with Gaussian entries.
+    once: ``|s A a|_1 / |a|_1``, which is s r sigma / sqrt(n) in the mean for activations with Gaussian entries.
     """
     check_integer("width", width, 1)
     check_integer("rank", rank, 1)
@@ -127,12 +127,12 @@ class LayerAudit:
 
     Attributes
     ----------
-    certificate : s^2 (|A|^2 + |B|^2), spectral norms: K_LoRA <= certificate K_FF at the merged point, so at most 1
-        means that LoRA's kernel lies below full fine-tuning's
-    scale : s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out), K_LoRA over K_FF for isotropic activations and cotangents
+    certificate : ``s^2 (|A|^2 + |B|^2)``, spectral norms: K_LoRA <= certificate K_FF at the merged point, so at most
+        1 means that LoRA's kernel lies below full fine-tuning's
+    scale : ``s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out)``, K_LoRA over K_FF for isotropic activations and cotangents
     norm_a, norm_b : spectral norms
     update : Frobenius norm of s B A; share: its square over the sum of all layers
-    stable_rank, effective_rank : |sBA|_F^2 / |sBA|^2, and exp(entropy of the normalised singular values); 0 if B A = 0
+    stable_rank, effective_rank : ``|sBA|_F^2 / |sBA|^2``, and exp(entropy of the normalised singular values); 0 if B A = 0
     """
 
     name: str
