@@ -132,7 +132,8 @@ class LayerAudit:
     scale : ``s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out)``, K_LoRA over K_FF for isotropic activations and cotangents
     norm_a, norm_b : spectral norms
     update : Frobenius norm of s B A; share: its square over the sum of all layers
-    stable_rank, effective_rank : ``|sBA|_F^2 / |sBA|^2``, and exp(entropy of the normalised singular values); 0 if B A = 0
+    stable_rank, effective_rank : ``|sBA|_F^2 / |sBA|^2``, and exp(entropy of the normalised singular values); 0 if
+        B A = 0
     """
 
     name: str

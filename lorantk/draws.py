@@ -26,8 +26,8 @@ class Draw:
     directions_moved : int
         Singular values that do not lie where the draw puts them.
     moved, detectable : float or None
-        Estimate of ``|A - A_0| / |A_0|`` in Frobenius norm, for a movement orthogonal to A_0, and what stands out of the
-        draw's own noise.
+        Estimate of ``|A - A_0| / |A_0|`` in Frobenius norm, for a movement orthogonal to A_0, and what stands out of
+        the draw's own noise.
     doubt : float or None
         Bound on the probability that another draw, moved in no more directions, shows such singular values.
     variance, kurtosis, outside : float
