@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from evidence.figures import COLORS, subplots
 from lorantk.adapter_files import read_adapter
 from lorantk.audit import Plan, audit, plan
 from lorantk.audit_texts import audit_texts
@@ -107,6 +109,17 @@ def audited(base: Path, folders: dict[int, Path], texts: list[str]) -> pd.DataFr
             "largest |B|": max(layer.norm_b for layer in found.layers), "|sBA|": found.update,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def along_training(audits: pd.DataFrame) -> Figure:
+    """Draw certificate, measured order and scale of the table that `audited` gives against steps, and the line at 1."""
+    fig, ax = subplots(figsize=(5.6, 3.4))
+    ax.axhline(1, color=COLORS["theory"], lw=1)
+    for marker, color, column in zip("os^", ("full", "lora", "third"), ("certificate", "order", "scale"), strict=True):
+        ax.plot(audits.steps, audits[column], marker=marker, color=COLORS[color], label=column)
+    ax.set(xlabel="steps of AdamW", ylabel="LoRA's kernel over full fine-tuning's", yscale="log")
+    ax.legend()
+    return fig
 
 
 def planned(configurations: pd.DataFrame) -> pd.DataFrame:
