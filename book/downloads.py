@@ -33,9 +33,12 @@ def portable(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.Notebook
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        if "outputs" in cell:  # warnings speak of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/papermill.record", None)
-            output.metadata = {}
+            if "metadata" in output:
+                output.metadata = {}
             page = output.get("data", {}).get("text/html", "")
             if "lorantk-figure" in page:
                 output.data["text/html"] = _with_pictures(page, folder)
