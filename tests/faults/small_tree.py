@@ -89,6 +89,7 @@ def make_tree(root, target):
     (target / "README.md").write_text("<!-- results:start --><!-- results:end -->\n")
     (target / "_config.yml").write_text(
         "title: Small\nexecute: {execute_notebooks: 'off'}\nonly_build_toc_files: true\n"
+        "sphinx: {config: {html_theme_options: {}}}\n"
     )
     (target / "book" / "_toc.yml").write_text(
         "format: jb-book\nroot: index\n"
