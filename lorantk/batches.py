@@ -136,6 +136,26 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def undisturbed(model: object) -> Iterator[None]:
+    """Gradients are on, whatever the caller's context, and the model holds its own tensors afterwards.
+
+    Autocast keeps no casts of parameters: they would outlive the graph that they belong to.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    frozen = [name for name, p in model.named_parameters() if p.is_inference()]
+    if frozen:
+        raise ValueError(f"model must be made outside of torch.inference_mode(); {frozen[0]!r} was made inside")
+    caching = torch.is_autocast_cache_enabled()
+    try:
+        torch.set_autocast_cache_enabled(False)
+        with torch.inference_mode(False), torch.enable_grad(), restored(model):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(caching)
+
+
+@contextmanager
 def substituted(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Context in which `model` has the tensors in `values` in place of its parameters of these names.
 

@@ -28,11 +28,11 @@ from .batches import (
     check_batch,
     collect,
     ends,
-    restored,
     size,
     substituted,
     take,
     tolerance,
+    undisturbed,
 )
 from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
 
@@ -85,7 +85,7 @@ class LayerFactors:
         """
         check_batch("x", x, model)
         modules = adaptable_layers(model, layers)
-        with torch.inference_mode(False), torch.enable_grad(), restored(model):
+        with undisturbed(model):
             x = collect(x)
             check_alone(model, x)
             factors = factors_of(model, x, modules)

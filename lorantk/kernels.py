@@ -13,15 +13,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, call, check_alone, check_choice, check_pair, collect, restored, size, take, tensors
+from .batches import Batch, call, check_alone, check_choice, check_pair, collect, size, take, tensors, undisturbed
 from .factors import LayerFactors, NotLayerwise
 from .layers import layers_with_adapters
 from .methods import METHODS, Method
@@ -99,10 +98,10 @@ def ntk(
     Statement ``eq-2``; for an adapted model ``lem-lora-ntk``. In float64 the three methods agree to 1e-10 relative.
     """
     check_choice("output", output, ("full", "trace", "diagonal"))
-    if output == "diagonal" and (out is not None or (x2 is not None and size(collect(x1)) != size(collect(x2)))):
-        raise ValueError("output 'diagonal' is kept in memory (no out) and pairs each row of x1 with one of x2")
     with undisturbed(model):
         problem = Problem(model, x1, x2, layers, weights, method, select)
+        if output == "diagonal" and (out is not None or size(problem.x1) != size(problem.x2)):
+            raise ValueError("output 'diagonal' is kept in memory (no out) and pairs each row of x1 with one of x2")
         return problem.solve(lambda way: _compute(way, problem, output, max_memory, out))
 
 
@@ -116,26 +115,6 @@ class Selected(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.select(self.model(*args, **kwargs))
-
-
-@contextmanager
-def undisturbed(model: object) -> Iterator[None]:
-    """Gradients are on, whatever the caller's context, and the model holds its own tensors afterwards.
-
-    Autocast keeps no casts of parameters: they would outlive the graph that they belong to.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
-    frozen = [name for name, p in model.named_parameters() if p.is_inference()]
-    if frozen:
-        raise ValueError(f"model must be made outside of torch.inference_mode(); {frozen[0]!r} was made inside")
-    caching = torch.is_autocast_cache_enabled()
-    try:
-        torch.set_autocast_cache_enabled(False)
-        with torch.inference_mode(False), torch.enable_grad(), restored(model):
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(caching)
 
 
 class Problem:

@@ -55,11 +55,7 @@ class Method(ABC):
     weights: Mapping[str, Tensor | float]
 
     def __post_init__(self) -> None:
-        self.begin()
-
-    @abstractmethod
-    def begin(self) -> None:
-        """Look at the model once."""
+        self.values = {name: p.detach() for name, p in self.parameters.items()}
 
     @abstractmethod
     def prepare(self, x: Batch) -> Any:
@@ -96,7 +92,8 @@ class Method(ABC):
 class Layerwise(Method):
     """Gram matrices of activations times Gram matrices of cotangents."""
 
-    def begin(self) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         modules = dict(self.model.named_modules())
         self.owners: dict[str, nn.Module] = {}
         self.uses: dict[str, tuple[str, str]] = {}
@@ -151,9 +148,6 @@ class Layerwise(Method):
 
 class Jacobian(Method):
     """Jacobians of every input by torch.func, or by autograd where a model does not go through it."""
-
-    def begin(self) -> None:
-        self.values = {name: p.detach() for name, p in self.parameters.items()}
 
     def prepare(self, x: Batch) -> dict[str, Tensor]:
         try:
@@ -223,9 +217,6 @@ class Jacobian(Method):
 
 class VectorProducts(Method):
     """Columns of the kernel, K v = J1 (D (J2^T v)): one vjp and one jvp each, as many at once as COLUMNS allows."""
-
-    def begin(self) -> None:
-        self.values = {name: p.detach() for name, p in self.parameters.items()}
 
     def prepare(self, x: Batch) -> Batch:
         return x

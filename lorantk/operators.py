@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .batches import call, check_integer, size, take
+from .batches import call, check_integer, size, take, undisturbed
 from .factors import LayerFactors
-from .kernels import Inputs, Problem, Selection, Weights, ntk, undisturbed
+from .kernels import Inputs, Problem, Selection, Weights, ntk
 from .methods import Jacobian, Layerwise, Method, VectorProducts
 
 

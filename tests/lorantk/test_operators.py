@@ -157,6 +157,8 @@ def test_batches_from_a_loader_are_one_batch():
     loader = DataLoader(TensorDataset(X), batch_size=2)
     assert torch.equal(ntk(NET, loader), ntk(NET, X))
     assert torch.equal(ntk(NET, [X[:2], X[2:]], iter([OTHER])), ntk(NET, X, OTHER))
+    diagonal = ntk(NET, iter([X[:2], X[2:]]), iter([X.flip(0)]), output="diagonal")
+    assert torch.equal(diagonal, ntk(NET, X, X.flip(0), output="diagonal"))
     with pytest.raises(ValueError, match="batches must hold the same tensors"):
         ntk(NET, [{"a": X}, {"b": X}])
     with pytest.raises(TypeError, match=r"x1 must be a torch\.Tensor"):
