@@ -12,7 +12,7 @@ Statements ``eq-2``, ``lem-lora-ntk``. Source: Jacot et al. (2018), appendix; No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -96,7 +96,7 @@ class LayerFactors:
             factors.check(model, x, uses)
         return factors
 
-    def take(self, rows: slice) -> LayerFactors:
+    def take(self, rows: slice | list[int]) -> LayerFactors:
         """The factors of the inputs in `rows`."""
         activations = {name: a[rows] for name, a in self.activations.items()}
         cotangents = {name: g[rows] for name, g in self.cotangents.items()}
@@ -119,37 +119,44 @@ class LayerFactors:
             Where they differ: masks, hooks, subclasses or other uses of a weight that the layer's class does not show.
         """
         cotangent, wanted = gradient(model, x, uses)
-        size = max((g.norm().item() for g in wanted.values()), default=0.0)
-        for parameter, (name, which) in uses.items():
-            grad = wanted[parameter]
-            made = self._gradient(model.get_submodule(name), name, which, cotangent, grad)
-            gap, tol = (made - grad).norm().item(), tolerance(grad.dtype)
-            if not gap <= tol * (grad.norm().item() + size / 100):
-                raise NotLayerwise(
-                    f"{parameter!r} is not used as the {which} of a {type(model.get_submodule(name)).__name__} alone: "
-                    f"its gradient from layer factors differs from autograd's by {gap:.1e}, its norm being "
-                    f"{grad.norm().item():.1e}"
-                )
+        pair = self.take([0, -1][: len(cotangent)])
 
-    def _gradient(self, layer: nn.Module, name: str, which: str, cotangent: Tensor, like: Tensor) -> Tensor:
-        """Gradient of sum_i v_i . F(x_i) over the ends of the batch by a weight or bias, in the shape of `like`."""
-        if name not in self.kinds:  # never called
-            return torch.zeros_like(like)
-        rows = [0, -1][: len(cotangent)]
-        a, g = self.activations[name][rows].flatten(0, 1), self.cotangents[name][rows].to(like.dtype)
-        g = torch.einsum("nc,ncto->nto", cotangent.to(like.dtype), g).flatten(0, 1)
+        def made(parameter: str) -> Tensor:
+            (name, which), grad = uses[parameter], wanted[parameter]
+            if name not in self.kinds:  # never called
+                return torch.zeros_like(grad)
+            layer = model.get_submodule(name)
+            matrix = pair.pull(layer, name, which, cotangent.to(grad.dtype))
+            columns = self.kinds[name] == "linear" and which == "weight" and not is_rowwise(layer)
+            return matrix.T if columns else matrix
+
+        for parameter, gap, norm in disagreements(made, wanted):
+            name, which = uses[parameter]
+            raise NotLayerwise(
+                f"{parameter!r} is not used as the {which} of a {type(model.get_submodule(name)).__name__} alone: "
+                f"its gradient from layer factors differs from autograd's by {gap:.1e}, its norm being {norm:.1e}"
+            )
+
+    def pull(self, layer: nn.Module, name: str, which: str, v: Tensor) -> Tensor:
+        """Gradient of sum_i v_i . F(x_i) by the weight or bias of a layer, for v (n, C).
+
+        Returns
+        -------
+        Tensor (fan_out, fan_in) for a weight, (tokens, fan_out) for an embedding's, (fan_out,) for a bias or a scale
+        """
+        a = self.activations[name].flatten(0, 1)
+        g = torch.einsum("nc,ncto->nto", v, self.cotangents[name].to(v.dtype)).flatten(0, 1)
         if which == "bias":
-            return g.sum(0).reshape(like.shape)
-        if self.kinds[name] == "embedding":
+            return g.sum(0)
+        if isinstance(layer, nn.Embedding):
             kept = a >= 0
-            return torch.zeros_like(like).index_add_(0, a[kept], g[kept])
-        a = a.to(like.dtype)
+            return g.new_zeros(layer.num_embeddings, g.shape[1]).index_add_(0, a[kept], g[kept])
+        a = a.to(v.dtype)
         if self.kinds[name] == "scale":
-            return (g * a).sum(0).reshape(like.shape)
+            return (g * a).sum(0)
         if self.kinds[name] == "grouped":
-            return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).reshape(like.shape)
-        product = g.T @ a
-        return product.reshape(like.shape) if is_rowwise(layer) else product.T
+            return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).flatten(0, 1)
+        return g.T @ a
 
     def project(self, matrices: dict[str, Tensor]) -> LayerFactors:
         """Factors of B in W + B A at B = 0: activations A a in place of a, for the layers in `matrices`."""
@@ -189,6 +196,18 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
             p.requires_grad_(False)
     pairs = zip(tensors.items(), found, strict=True)
     return cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def disagreements(made: Callable[[str], Tensor], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, float, float]]:
+    """Parameters whose gradient is not autograd's beyond round-off, with the norms of the difference and of autograd's.
+
+    What is below a hundredth of the largest gradient, such as one that is 0 but for round-off, is measured by that.
+    """
+    largest = max((g.norm().item() for g in wanted.values()), default=0.0)
+    for name, grad in wanted.items():
+        gap, norm = (made(name).reshape(grad.shape) - grad).norm().item(), grad.norm().item()
+        if not gap <= tolerance(grad.dtype) * (norm + largest / 100):
+            yield name, gap, norm
 
 
 # Making the factors of n inputs. A layer that is called several times, or at several positions, has them along T.

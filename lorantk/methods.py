@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from .batches import Batch, call, ends, map_inputs, size, take, tolerance, uncast
-from .factors import LayerFactors, NotLayerwise, factors_of, gradient
+from .factors import LayerFactors, NotLayerwise, disagreements, factors_of, gradient
 from .grams import accumulator, diagonal_gram, gram
 from .layers import kind
 
@@ -80,13 +80,9 @@ class Method(ABC):
 
     def refuse(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """Raise ValueError where a gradient differs from autograd's beyond round-off."""
-        largest = max(g.norm().item() for g in wanted.values())
-        for name, grad in wanted.items():
-            tol = tolerance(grad.dtype)
-            gap = (made[name].reshape(grad.shape) - grad).norm().item()
-            if not gap <= tol * (grad.norm().item() + largest / 100):
-                raise ValueError(f"model must be differentiable by torch.func; its gradient by {name!r} there "
-                                 f"differs from autograd's by {gap:.1e}, of {grad.norm().item():.1e}")  # fmt: skip
+        for name, gap, norm in disagreements(made.__getitem__, wanted):
+            raise ValueError(f"model must be differentiable by torch.func; its gradient by {name!r} there "
+                             f"differs from autograd's by {gap:.1e}, of {norm:.1e}")  # fmt: skip
 
 
 class Layerwise(Method):

@@ -242,24 +242,9 @@ class _FactorSide(_Side):
         found = {}
         for name, (layer, which) in tqdm(self.way.uses.items(), "parameters", delay=5, leave=False):
             if layer in self.block.kinds:
-                g = torch.einsum("nc,ncto->nto", v, self.block.cotangents[layer].to(v.dtype))
-                found[name] = self.way.weights.get(name, 1.0) * self._gradient(layer, which, g)
+                gradient = self.block.pull(self.way.owners[layer], layer, which, v)
+                found[name] = self.way.weights.get(name, 1.0) * gradient
         return found
-
-    def _gradient(self, layer: str, which: str, g: Tensor) -> Tensor:
-        """Gradient by a weight (fan_out, fan_in), (tokens, fan_out) for an embedding, or a bias (fan_out,)."""
-        a, kind = self.block.activations[layer], self.block.kinds[layer]
-        if which == "bias":
-            return g.sum((0, 1))
-        if kind == "scale":
-            return (g * a).sum((0, 1))
-        if kind == "embedding":
-            kept = a >= 0
-            rows = self.way.owners[layer].weight.shape[0]
-            return g.new_zeros(rows, g.shape[2]).index_add_(0, a[kept], g[kept])
-        if kind == "grouped":
-            return torch.einsum("ntkf,ntki->kfi", g.unflatten(2, (a.shape[2], -1)), a.to(g.dtype)).flatten(0, 1)
-        return g.flatten(0, 1).T @ a.flatten(0, 1).to(g.dtype)
 
     def push(self, direction: dict[str, Tensor]) -> Tensor:
         total = torch.zeros(self.block.outputs.shape, dtype=self.way.dtype, device=self.block.outputs.device)
