@@ -113,6 +113,11 @@ class Report:
         """What now says something else, a line each; one line if nothing does."""
         return [line for record in self.records for line in record.turned()] or ["no verdict and no check turned"]
 
+    def text(self) -> str:
+        """All that moved as lines: what turned, then the rows of both tables."""
+        rows = [cells for table in (self.verdicts, self.figures) for cells in table.text_rows()]
+        return "\n".join([*self.turned(), *(" | ".join(cells) for cells in [HEADS, *rows])])
+
     def show(self) -> None:
         """Print what moved in the terminal: tables, then what turned, then where the page is."""
         for table, title in ((self.verdicts, "verdicts and checks"), (self.figures, "numbers of figures that moved")):
@@ -160,6 +165,12 @@ def folder_of(chapter: Chapter) -> Path:
     return chapter.root / "book" / "_build" / "trial" / chapter.name
 
 
+def fresh_folder(chapter: Chapter) -> Path:
+    """The folder of a chapter's trials, without what an earlier one left in it."""
+    shutil.rmtree(folder_of(chapter), ignore_errors=True)
+    return folder_of(chapter)
+
+
 def run(chapters: Sequence[Chapter], overrides: Mapping[str, Mapping[str, Any]], jobs: int) -> list[Outcome]:
     """Execute each chapter afresh in its own folder; print, and write to its page, what moved against the reference.
 
@@ -174,8 +185,7 @@ def run(chapters: Sequence[Chapter], overrides: Mapping[str, Mapping[str, Any]],
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = held.enter_context(folder.with_suffix(".lock").open("w"))
             hold(lock, f"another trial of {chapter.name} is at work: wait for its end")
-            shutil.rmtree(folder, ignore_errors=True)
-        outcomes = sorted(run_trials(chapters, overrides, folder_of, jobs), key=lambda outcome: outcome.chapter.name)
+        outcomes = sorted(run_trials(chapters, overrides, fresh_folder, jobs), key=lambda outcome: outcome.chapter.name)
         for outcome in outcomes:
             if not outcome.traceback:
                 report = Report.of(outcome.chapter, overrides[outcome.chapter.name])
