@@ -22,11 +22,13 @@ import trial
 import typer
 from chapters import Chapter, find_chapters, parse_overrides
 from execution import console, run_trials
+from trial import HEADS
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(`{4,})\{(exercise|solution)\}(.*?)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\|(?![ |:-]*$)(.*)\|$", re.MULTILINE)
+BAR = "\\|"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,20 @@ def not_said(exercise: Exercise, said: str) -> list[str]:
     return [line for line in exercise.shown if line not in lines]
 
 
+def update(exercise: Exercise, said: str) -> None:
+    """Put what the command says now into the rows of the exercise's solution that begin as a row of it does."""
+    begun = {plain(row[0]): row for row in (line.split(" | ") for line in said.splitlines()) if len(row) == len(HEADS)}
+    source = exercise.chapter.source
+
+    def now(match: re.Match[str]) -> str:
+        row = begun.get(plain(re.split(r"(?<!\\)\|", match[1])[0]))
+        return f"| {' | '.join(cell.replace('|', BAR) for cell in row)} |" if row else match[0]
+
+    text = source.read_text()
+    solution = next(m for m in BLOCK.finditer(text) if m[2] == "solution" and m[3].strip() == exercise.label)
+    source.write_text(text[: solution.start()] + ROW.sub(now, solution[0]) + text[solution.end() :])
+
+
 def said_by_trials(batch: Sequence[Exercise], jobs: int) -> list[str]:
     """What the trials of a batch, one a chapter at most, say."""
     overrides = {e.chapter.name: parse_overrides(e.chapter, e.settings or []) for e in batch}
@@ -118,6 +134,7 @@ def batches(found: Sequence[Exercise]) -> list[list[Exercise]]:
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Chapter, by number or name; repeatable.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 2,
+    accept: Annotated[bool, typer.Option("--update", help="Put what trials say now into their solutions.")] = False,
 ) -> None:
     """Run the command of every exercise; end with status 1 if one does not say what its solution shows."""
     start = time.perf_counter()
@@ -126,6 +143,10 @@ def main(
     said = {e.label: said_by_program(e) for e in found if e.settings is None}
     for batch in batches(trials):
         said |= {e.label: text for e, text in zip(batch, said_by_trials(batch, jobs), strict=True)}
+    if accept:
+        for exercise in trials:
+            update(exercise, said[exercise.label])
+        found = [exercise for chapter in find_chapters(ROOT, only) for exercise in exercises(chapter)]
     wrong = {e.label: missing for e in found if (missing := not_said(e, said[e.label]))}
     for exercise in found:
         if exercise.label in wrong:

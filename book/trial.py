@@ -45,9 +45,16 @@ class Moved:
         return ", ".join(part for part in (self.run["id"], self.run.get("source")) if part)
 
     @property
-    def verdicts(self) -> list[str]:
-        """The committed verdict and the trial's."""
-        return [record["verdict"] if record else "absent" for record in (self.kept, self.run)]
+    def verdicts(self) -> dict[str, tuple[str, str]]:
+        """Each statement or finding, and each part of one -> the committed verdict and the trial's."""
+        before, after = (self._verdicts(record) for record in (self.kept, self.run))
+        return {name: (before.get(name, "absent"), verdict) for name, verdict in after.items()}
+
+    def _verdicts(self, record: Mapping[str, Any] | None) -> dict[str, str]:
+        if record is None:
+            return {}
+        parts = {f"{self.name}, {part['part']}": part["verdict"] for part in record.get("parts", ()) if part["part"]}
+        return {self.name: record["verdict"]} | parts
 
     def beside(self, of: Callable[[Mapping[str, Any]], str]) -> dict[str, tuple[str, str]]:
         """Check or effect -> what `of` says of it in the reference and in the trial, where that is not the same."""
@@ -58,16 +65,19 @@ class Moved:
 
     def turned(self) -> list[str]:
         """The verdict, if it changed, and each check or effect that now says something else, as text."""
-        said = {f"{self.name}: {name}": pair for name, pair in self.beside(outcome).items() if "absent" not in pair}
-        if self.verdicts[0] != self.verdicts[1]:
-            said = {f"{self.name}": (self.verdicts[0], self.verdicts[1])} | said
+        said = {name: pair for name, pair in self.verdicts.items() if pair[0] != pair[1]}
+        checks = self.beside(outcome).items()
+        said |= {f"{self.name}: {name}": pair for name, pair in checks if "absent" not in pair}
         return [f"{name}: {before} -> {after}" for name, (before, after) in said.items()]
 
     def rows(self) -> list[list[Cell]]:
-        """The verdict, whether it changed or not, then each check or effect that did."""
-        styles = VERDICTS | STYLES
-        badges = [Badge(verdict, styles.get(verdict, "fails")) for verdict in self.verdicts]
-        return [[Code(self.name), *badges], *([name, *pair] for name, pair in self.beside(in_words).items())]
+        """Each verdict, whether it changed or not, then each check or effect that did."""
+        styles = {"absent": "definition"} | VERDICTS | STYLES
+        verdicts = [
+            [Code(name), *(Badge(verdict, styles.get(verdict, "fails")) for verdict in pair)]
+            for name, pair in self.verdicts.items()
+        ]
+        return [*verdicts, *([name, *pair] for name, pair in self.beside(in_words).items())]
 
 
 @dataclass(frozen=True)
@@ -196,13 +206,13 @@ def run(chapters: Sequence[Chapter], overrides: Mapping[str, Mapping[str, Any]],
 
 def outcome(part: Mapping[str, Any]) -> str:
     """Whether a check of a claim is met, or how an effect of a finding reads."""
-    return part["reading"] if "reading" in part else "met" if part["passes"] else "not met"
+    return ("met" if part["passes"] else "not met") if "passes" in part else str(part["reading"])
 
 
 def in_words(part: Mapping[str, Any]) -> str:
     """A check of a claim with what was predicted, or an effect of a finding with its interval, and its outcome."""
     ends = interval(part["low"], part["high"])
-    return f"{number(part['value'])} ({ends if 'reading' in part else f'predicted {ends}'}): {outcome(part)}"
+    return f"{number(part['value'])} ({f'predicted {ends}' if 'passes' in part else ends}): {outcome(part)}"
 
 
 def _parts(record: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:

@@ -65,6 +65,20 @@ def test_what_a_solution_shows_and_the_command_did_not_say_is_named(tmp_path):
     assert exercises.not_said(exercise, said.replace("0.5", "0.6")) == exercise.shown
 
 
+def test_rows_of_a_solution_are_brought_up_to_date(tmp_path):
+    rows = [
+        "| check | reference | this trial |",
+        "|---|---|---|",
+        "| rank 1: \\|cos\\| | 0.5 | 0.7 |",
+        "| gone | 1 | 2 |",
+    ]
+    made = chapter(tmp_path, shown="\n".join(["Because.", "", *rows]))
+    (exercise,) = exercises.exercises(made)
+    exercises.update(exercise, "turned\nrank 1: |cos| | 0.5 | 0.8")
+    assert "| rank 1: \\|cos\\| | 0.5 | 0.8 |\n| gone | 1 | 2 |" in made.source.read_text()
+    assert "0.7" not in made.source.read_text()
+
+
 def test_a_program_is_run_where_the_project_lies(tmp_path):
     (exercise,) = exercises.exercises(chapter(tmp_path, "ls notebooks", "```text\n01-first.md\n```"))
     assert exercises.not_said(exercise, exercises.said_by_program(exercise)) == []

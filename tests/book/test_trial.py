@@ -46,6 +46,14 @@ def test_checks_that_come_and_go_are_shown_but_have_not_turned():
     ]
 
 
+def test_the_verdict_of_a_part_is_said():
+    parts = [{"part": "bound", "text": "", "verdict": "fails"}, {"part": "limit", "text": "", "verdict": "holds"}]
+    kept = [{**part, "verdict": "holds"} for part in parts]
+    moved = Moved(claim("in part") | {"parts": parts}, claim("holds") | {"parts": kept})
+    assert moved.turned() == ["thm-nsd: holds -> in part", "thm-nsd, bound: holds -> fails"]
+    assert [row[0].text for row in moved.rows()] == ["thm-nsd", "thm-nsd, bound", "thm-nsd, limit"]
+
+
 def test_a_claim_without_a_committed_one_is_new():
     assert Moved(claim(), None).turned() == ["thm-nsd: absent -> holds"]
 
