@@ -8,7 +8,7 @@ import pytest
 
 from evidence.claims import Claim, Evidence, load_claims
 from evidence.findings import load_findings
-from evidence.statements import STATEMENTS
+from evidence.statements import SOURCES, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
@@ -85,4 +85,5 @@ def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
 
 def test_a_finding_without_a_source_is_missing():
     card = pages.finding_card("finding-1", {}, {})
-    assert card.count(">missing</span>") == 4
+    assert card.count(">missing</span>") == 2 * len(SOURCES)
+    assert card.count(": missing</span>") == 2
