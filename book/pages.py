@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advice import advice
 from cards import claim_card, finding_card
 
 from evidence.artifacts import CorruptFile, table_rows, write_atomically
@@ -18,6 +20,10 @@ from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, j
 RESULTS_START, RESULTS_END = "<!-- results:start -->", "<!-- results:end -->"
 HEADLINES = ("thm-relation", "thm-nsd", "direction")
 """Statements that the README shows, a line each: where the argument starts, what it rests on, where it ends."""
+
+
+FIGURE = "order-plane"
+"""The figure on the front page, of which `docs` holds a copy for the README."""
 
 
 def write_generated_pages(root: Path) -> None:
@@ -34,6 +40,8 @@ def write_generated_pages(root: Path) -> None:
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
+    write_atomically(book / "_generated" / "advice.md", advice(load_findings(book / "_static" / "findings")))
+    write_atomically(book / "_generated" / "figure.md", shown_figure(book / "notebooks", FIGURE))
     write_atomically(book / "_generated" / "tests.md", tests())
     write_atomically(book / "_generated" / "mistakes.md", mistakes(root / "tests" / "mutants" / "results.csv"))
 
@@ -85,6 +93,20 @@ def summary(directory: Path) -> str:
         f"Of the {len(FINDINGS)} empirical findings, over {len(SOURCES)} sources of evidence: "
         f"{cell_html(tally(findings, STYLES))}.\n"
     )
+
+
+def shown_figure(notebooks: Path, name: str) -> str:
+    """A figure of an executed chapter, as HTML for a page one folder up, with a link to its place; empty without it."""
+    for path in sorted(notebooks.glob("*.ipynb")):
+        outputs = [output for cell in json.loads(path.read_bytes())["cells"] for output in cell.get("outputs", [])]
+        for output in outputs:
+            page = "".join(output.get("data", {}).get("text/html", ""))
+            if page.startswith(f'<figure id="fig-{name}"'):
+                source = cell_html(("From ", Link("this chapter", f"notebooks/{path.stem}.html#fig-{name}"), "."))
+                return (
+                    page.replace("../_static/", "_static/").replace("</figcaption>", f" {source}</figcaption>") + "\n"
+                )
+    return ""
 
 
 def tests() -> str:

@@ -2,9 +2,6 @@
 
 import itertools
 import math
-import os
-import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,32 +13,15 @@ from lorantk import cosine_law, information_bits, marchenko_pastur_edges, order_
 from lorantk.audit import plan
 from lorantk.spectra import marchenko_pastur_density, order_doubt
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
-
-from pdf import FLAGS  # noqa: E402
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LAWS = Path(__file__).resolve().parents[2] / "book" / "_static" / "interactive" / "laws.js"
 CLOSE = {"rel": 1e-9, "abs": 1e-12}
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None and os.environ.get("LORANTK_REQUIRE_BOOK") != "1", reason="Chromium is not installed"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def page():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.add_script_tag(path=ROOT / "book" / "_static" / "laws.js")
-        yield page
-        browser.close()
+@pytest.fixture(scope="module", autouse=True)
+def laws(page):
+    page.add_script_tag(path=LAWS)
 
 
 def over(page, law, cases):
