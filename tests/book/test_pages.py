@@ -1,5 +1,6 @@
 """Links of the generated pages, and the notebooks' ways with figures."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ import pytest
 
 from evidence.claims import Claim, Evidence, load_claims
 from evidence.findings import load_findings
-from evidence.statements import STATEMENTS
+from evidence.statements import FINDINGS, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 
+import advice  # noqa: E402
 import pages  # noqa: E402
 
 
@@ -86,3 +88,36 @@ def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
 def test_a_finding_without_a_source_is_missing():
     card = pages.finding_card("finding-1", {}, {})
     assert card.count(">missing</span>") == 4
+
+
+def test_advice_has_the_verdict_of_its_finding_behind_it():
+    records = load_findings(ROOT / "tests" / "reference" / "findings")
+    said = pages.advice(records)
+    assert said.count("<dt>") == len(FINDINGS)
+    for id, verdict in zip(FINDINGS, pages.overall_verdicts(ROOT / "tests" / "reference" / "findings"), strict=True):
+        line = re.search(rf'<dd>(?:(?!<dd>).)*#card-{id}"', said)[0]
+        assert f'">{advice.in_words(verdict)}</span>' in line
+    for pair in records:
+        records[pair] = records[pair] | {"verdict": "not shown"}
+    assert "digits: we cannot tell" in pages.advice(records)
+    assert pages.advice({}).count(">missing</span>") == len(FINDINGS)
+
+
+def test_the_figure_of_the_front_page_is_a_chapters(tmp_path):
+    picture = '<img src="../_static/figures/plane.svg"><figcaption>c</figcaption>'
+    figure = f'<figure id="fig-plane" class="lorantk-figure">{picture}</figure>'
+    cells = [{"outputs": [{"data": {"text/html": page}}]} for page in ("<p>no figure</p>", [figure])]
+    (tmp_path / "15-plane.ipynb").write_text(json.dumps({"cells": [{"source": []}, *cells]}))
+    shown = pages.shown_figure(tmp_path, "plane")
+    assert 'src="_static/figures/plane.svg"' in shown
+    assert 'href="notebooks/15-plane.html#fig-plane"' in shown
+    assert pages.shown_figure(tmp_path, "other") == ""
+
+
+def test_the_explorer_has_the_numbers_of_a_chapters_figure(tmp_path):
+    path = tmp_path / "layer-spectra.csv"
+    assert pages.spectra(path) == ""
+    path.write_text("arm,index,eigenvalue\nfull,1,2.5\nfull,2,1e-3\n8,1,0.5\n")
+    path.with_suffix(".json").write_text('{"parameters": {"width": 256}}')
+    content = re.fullmatch(r'<script type="application/json" id="digits-spectra">(.*)</script>\n', pages.spectra(path))
+    assert json.loads(content[1]) == {"width": 256, "full": [2.5, 0.001], "lora": {"8": [0.5]}}

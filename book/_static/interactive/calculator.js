@@ -20,13 +20,7 @@ document.addEventListener("DOMContentLoaded", () => {
     };
   }
 
-  // Three significant digits, as 12, 0.0139 or 3·10⁻⁷.
-  function number(value) {
-    if (value === 0 || (value >= 1e-4 && value < 1e6)) return String(Number(value.toPrecision(3)));
-    const [digits, power] = value.toExponential(1).split("e");
-    return `${Number(digits)}·10<sup>${Number(power)}</sup>`;
-  }
-
+  const number = laws.shown;
   const badge = (word, style) => `<span class="verdict verdict-${style}">${word}</span>`;
 
   function order([, high], doubt, draw, exact) {

@@ -184,8 +184,15 @@ const laws = (() => {
     };
   }
 
+  // Three significant digits as HTML: 12, 0.0139, or 3·10 with its power raised.
+  function shown(value) {
+    if (value === 0 || (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e6)) return String(Number(value.toPrecision(3)));
+    const [digits, power] = value.toExponential(1).split("e");
+    return `${Number(digits)}·10<sup>${Number(power)}</sup>`;
+  }
+
   return {
-    variance, scaling, orderInterval, orthonormalInterval, orderDoubt, plan, alphaAt, marchenkoPasturEdges,
+    variance, scaling, shown, orderInterval, orthonormalInterval, orderDoubt, plan, alphaAt, marchenkoPasturEdges,
     marchenkoPasturDensity, cosineLaw, informationBits, renyiEntropy, tridiagonalEigenvalues, wishartEigenvalues, uniform,
   };
 })();
