@@ -1,6 +1,6 @@
 // The explorer: settings on sliders, kept in the address, and four pictures of what they imply. Formulas: laws.js.
 document.addEventListener("DOMContentLoaded", () => {
-  const form = document.getElementById("explorer");
+  const form = document.getElementById("settings");
   const spectra = JSON.parse(document.getElementById("digits-spectra").textContent);
 
   const steps = (low, high) => {
@@ -160,11 +160,11 @@ document.addEventListener("DOMContentLoaded", () => {
         const rim = ranks.map((r, i) => [X(r), Y(Math.max(1, edge[i]))]).filter((_, i) => edge[i] >= 1);
         const area = rim.length ? `<polygon class="inside" points="${[[rim[0][0], Y(1)], ...rim, [rim.at(-1)[0], Y(1)]].join(" ")}"/>` : "";
         const here = `<circle class="here" cx="${X(Math.min(rank, most))}" cy="${Y(dimension)}" r="6"/>`;
-        const said = rim.length ? text(LEFT + 8, HIGH - BOTTOM - 10, "order guaranteed in the mean of the edge") : "";
+        const said = rim.length ? text(LEFT + 8, HIGH - BOTTOM - 10, "the order holds") : "";
         return area + line(rim, "bound") + said + here;
       },
       words: `At rank ${rank} the order holds up to dimension <b>${p.largestDimension}</b> of ${width}; the data have ${dimension}. `
-        + "Above the red line it is not guaranteed. The line follows your alpha and draw as the rank changes.",
+        + "Above the red line it is not guaranteed. At other ranks alpha stays what you set.",
     });
     plane = { x, y };
   }
@@ -227,7 +227,7 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   // A touch or a click in the plane sets rank and dimension, as the two sliders do.
-  document.querySelector("#plane svg").addEventListener("click", event => {
+  document.querySelector("#plane > svg").addEventListener("click", event => {
     const box = event.currentTarget.getBoundingClientRect(), back = (share, { low, high }) =>
       Math.round(low * (high / low) ** Math.min(1, Math.max(0, share)));
     const [u, v] = [((event.clientX - box.x) / box.width) * WIDE, ((event.clientY - box.y) / box.height) * HIGH];

@@ -186,9 +186,10 @@ const laws = (() => {
 
   // Three significant digits as HTML: 12, 0.0139, or 3·10 with its power raised.
   function shown(value) {
-    if (value === 0 || (Math.abs(value) >= 1e-4 && Math.abs(value) < 1e6)) return String(Number(value.toPrecision(3)));
-    const [digits, power] = value.toExponential(1).split("e");
-    return `${Number(digits)}·10<sup>${Number(power)}</sup>`;
+    const size = Math.abs(value), [digits, power] = value.toExponential(1).split("e");
+    const plain = value === 0 || (size >= 1e-4 && size < 1e6);
+    const said = plain ? String(Number(value.toPrecision(3))) : `${Number(digits)}·10<sup>${Number(power)}</sup>`;
+    return said.replaceAll("-", "−");
   }
 
   return {
