@@ -22,10 +22,10 @@ def address(tmp_path_factory):
     blocks = re.findall(r"^<(?:form|p|div).*?(?=\n\n)", (BOOK / "explorer.md").read_text(), re.DOTALL | re.MULTILINE)
     scripts = [(BOOK / "_static" / "interactive" / name).read_text() for name in ("laws.js", "explorer.js")]
     data = f'<script type="application/json" id="digits-spectra">{json.dumps(SPECTRA)}</script>'
+    style = f"<style>{(BOOK / '_static' / 'custom.css').read_text()}</style>"
     path = tmp_path_factory.mktemp("page") / "explorer.html"
-    path.write_text(
-        "\n".join(["<!DOCTYPE html><meta charset=utf-8>", *blocks, data, *(f"<script>{s}</script>" for s in scripts)])
-    )
+    parts = [style, *blocks, data, *(f"<script>{script}</script>" for script in scripts)]
+    path.write_text("<!DOCTYPE html><meta charset=utf-8>" + "\n".join(parts))
     return path.as_uri()
 
 
@@ -82,14 +82,17 @@ def test_keys_move_a_slider_and_the_address_keeps_what_they_did(explore):
 
 def test_a_touch_in_the_plane_goes_there(explore):
     page = explore()
-    box = page.locator("#plane > svg").bounding_box()
-    page.mouse.click(box["x"] + 0.6 * box["width"], box["y"] + 0.4 * box["height"])
+    plane = page.locator("#plane > svg")
+    box = plane.bounding_box()
+    x, y = 0.6 * box["width"], 0.4 * box["height"]
+    plane.click(position={"x": x, "y": y})
     found = dict(pair.split("=") for pair in page.evaluate("location.hash.slice(1)").split("&"))
     assert 10 < int(found["rank"]) < 100
     assert 10 < int(found["dimension"]) < 200
-    circle = page.locator("#plane .here").bounding_box()
-    assert circle["x"] + circle["width"] / 2 == pytest.approx(box["x"] + 0.6 * box["width"], abs=8)
-    assert circle["y"] + circle["height"] / 2 == pytest.approx(box["y"] + 0.4 * box["height"], abs=8)
+    page.wait_for_function(f"document.querySelector('#plane .words').textContent.startsWith('At rank {found['rank']}')")
+    plane, here = plane.bounding_box(), page.locator("#plane .here").bounding_box()
+    assert here["x"] + here["width"] / 2 - plane["x"] == pytest.approx(x, abs=0.02 * box["width"])
+    assert here["y"] + here["height"] / 2 - plane["y"] == pytest.approx(y, abs=0.02 * box["height"])
 
 
 @pytest.mark.parametrize(
