@@ -90,6 +90,8 @@ def main(
         console.print(f"other code than this tree's would run: {foreign}", markup=False)
         console.print(f"mend it with: {sys.executable} -m pip install --no-deps -e {ROOT}", markup=False)
         raise typer.Exit(2)
+    if not (root / "notebooks").is_dir() or not (root / "book").is_dir():
+        raise typer.BadParameter(f"--root must be a folder with book/ and notebooks/; got {root}")
     try:
         chapters = find_chapters(root, only)
         overrides = {c.name: parse_overrides(c, settings or []) for c in chapters}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk import Adapter, LoRA, attach, mlp, ntk, order_certificate
+from lorantk.batches import check_integer
 from lorantk.lora import LoRALayer
 
 from .adam import jacobian, optimizer
@@ -63,6 +64,10 @@ def follow(
     FloatingPointError
         If training diverges.
     """
+    if not checkpoints:
+        raise ValueError("checkpoints must hold at least one step; got none")
+    for checkpoint in checkpoints:
+        check_integer("checkpoints", checkpoint, 0)
     adapted, (inputs, labels) = lora.attach(model, seed), data
     steps, tables = optimizer(rule[0], adapted, rule[1]), []
     for done in range(max(checkpoints) + 1):
