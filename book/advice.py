@@ -33,10 +33,10 @@ def advice(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     lines = []
     for id, text in ADVICE.items():
         mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
-        said = "; ".join(f"{source}: {in_words(record['verdict'])}" for source, record in mine.items())
+        said = "; ".join(f"{source}: {in_words(record['verdict'])}" for source, record in mine.items()) or "no evidence"
         word = overall([dict(record) for record in mine.values()])
-        badge, link = Badge(in_words(word), STYLES[word]), Link(said or "no evidence", f"claims.html#card-{id}")
-        lines.append(f"<dt>{cell_html(text)}</dt><dd>{cell_html((badge, ' ', link))}</dd>")
+        cell = (Badge(in_words(word), STYLES[word]), f" {said}; ", Link("numbers", f"claims.html#card-{id}"))
+        lines.append(f"<dt>{cell_html(text)}</dt><dd>{cell_html(cell)}</dd>")
     return f'<dl class="advice">{"".join(lines)}</dl>\n'
 
 
