@@ -18,6 +18,7 @@ SHOTS = ROOT / "book" / "_build" / "screenshots"
 PAGES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
 PATHS = [
     "index.html",
+    "explorer.html",
     "claims.html",
     "api.html",
     "tests.html",
@@ -175,7 +176,7 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site
 @pytest.mark.parametrize(
     ("path", "width", "scheme"),
     [(path, *screen) for path in PATHS for screen in SCREENS[:2]]
-    + [(path, *screen) for path in ("index.html", "claims.html", PATHS[-1]) for screen in SCREENS[2:]],
+    + [(path, *screen) for path in ("index.html", "explorer.html", "claims.html", PATHS[-1]) for screen in SCREENS[2:]],
 )
 def test_axe_finds_no_violation(browser, site, path, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
@@ -203,7 +204,7 @@ def test_the_page_of_a_chapter_offers_its_source_and_a_notebook_that_stands_alon
 
 
 def test_paper_has_proofs_open_and_no_code_cut(browser, site):
-    context, page, _ = open_page(browser, site, PATHS[5], width=720)
+    context, page, _ = open_page(browser, site, f"notebooks/{PAGES[0]}.html", width=720)
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.evaluate("[...document.querySelectorAll('article details')].filter(d => !d.open).length") == 0
