@@ -21,9 +21,9 @@ def claim(verdict="holds", checks=()):
     return {"id": "thm-nsd", "verdict": verdict, "evidence": evidence}
 
 
-def finding(value, reading):
-    effects = [{"name": "e", "value": value, "low": value - 1, "high": None, "reading": reading}]
-    return {"id": "finding-1", "source": "digits", "verdict": reading, "effects": effects}
+def finding(value, outcome):
+    effects = [{"name": "e", "value": value, "low": value - 1, "high": None, "outcome": outcome}]
+    return {"id": "finding-1", "source": "digits", "verdicts": {"flips": outcome}, "effects": effects}
 
 
 def test_a_check_that_turned_is_said_and_one_that_stayed_is_not():
@@ -61,7 +61,7 @@ def test_a_claim_without_a_committed_one_is_new():
 def test_an_effect_that_reads_otherwise_is_said():
     moved = Moved(finding(-3.0, "reversed"), finding(3.0, "supported"))
     assert moved.turned() == [
-        "finding-1, digits: supported -> reversed", "finding-1, digits: e: supported -> reversed",
+        "finding-1, digits, flips: supported -> reversed", "finding-1, digits: e: supported -> reversed",
     ]  # fmt: skip
     assert moved.rows()[1] == ["e", "3 (at least 2): supported", "-3 (at least -4): reversed"]
 
