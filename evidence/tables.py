@@ -81,9 +81,13 @@ class Table:
         from rich.text import Text
 
         table = TerminalTable(*self.heads, title=title)
-        for row in self.rows:
-            table.add_row(*(Text("".join(_plain(part) for part in _parts(cell))) for cell in row))
+        for row in self.text_rows():
+            table.add_row(*map(Text, row))
         Console().print(table)
+
+    def text_rows(self) -> list[tuple[str, ...]]:
+        """The rows as plain text, a string a cell."""
+        return [tuple("".join(_plain(part) for part in _parts(cell)) for cell in row) for row in self.rows]
 
 
 def cell_html(cell: Cell) -> str:
