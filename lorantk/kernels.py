@@ -20,7 +20,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, call, check_alone, check_choice, check_pair, collect, size, take, tensors, undisturbed
+from .batches import (
+    Batch,
+    call,
+    check_alone,
+    check_choice,
+    check_deterministic,
+    check_pair,
+    collect,
+    is_finite,
+    size,
+    take,
+    tensors,
+    undisturbed,
+)
 from .factors import LayerFactors, NotLayerwise
 from .layers import layers_with_adapters
 from .methods import METHODS, Method
@@ -143,8 +156,7 @@ class Problem:
         self.parameters = {prefix + name: p for name, p in parameters.items()}
         self.weights = {prefix + name: weight for name, weight in factors.items()}
         self.label = "" if select is None else f"{getattr(select, '__qualname__', select)}"
-        for x in [self.x1] if self.x2 is self.x1 else [self.x1, self.x2]:
-            check_alone(self.model, x)
+        check_deterministic(self.model)
 
     def way(self, method: str) -> Method:
         """A method for this problem."""
@@ -159,6 +171,7 @@ class Problem:
             logger.info("ntk: method 'layerwise' for %d trainable tensors", len(self.parameters))
             return compute(way)
         except NotLayerwise as error:
+            check_alone(self.model, self.x1)
             second = "jacobian" if self._few_entries() else "vector_products"
             logger.info("ntk: method %r for %d trainable tensors; %s", second, len(self.parameters), error)
         return compute(self.way(second))
@@ -220,7 +233,7 @@ def trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str,
         parameters = {name: parameters[name] for found in within.values() for name in found}
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
-    nonfinite = [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())]
+    nonfinite = [name for name, p in parameters.items() if not is_finite(p)]
     if nonfinite:
         raise ValueError(f"model must have finite parameters; NaN or Inf in {nonfinite[0]!r}")
     return parameters
