@@ -342,16 +342,25 @@ def _backward(outputs: Tensor, places: list[_Place]) -> list[Tensor]:
     """
     n, C = outputs.shape
     edges = [place.edge for place in places if place.edge is not None]
-    stacked = [place.like.new_empty(n, C, *place.like.shape[1:]) for place in places]
     step = max(1, min(C, ROWS // n))
+    stacked: list[Tensor] = []
     for start in range(0, C, step):
         basis = outputs.new_zeros(min(step, C - start), n, C)
         basis.diagonal(start, 0, 2).fill_(1.0)
-        found = iter(_pulled(outputs, edges, basis, start + step >= C))
-        for cotangent, place in zip(stacked, places, strict=True):
-            g = None if place.edge is None else next(found)
-            cotangent[:, start : start + len(basis)] = 0.0 if g is None else g.transpose(0, 1)
+        pulled = iter(_pulled(outputs, edges, basis, start + step >= C))
+        found = [None if place.edge is None else next(pulled) for place in places]
+        if step == C:  # nothing to stack; for one output nothing to copy either
+            return [_zeros(place, n, C) if g is None else g.transpose(0, 1).contiguous()
+                    for place, g in zip(places, found, strict=True)]  # fmt: skip
+        stacked = stacked or [_zeros(place, n, C) for place in places]
+        for cotangent, g in zip(stacked, found, strict=True):
+            if g is not None:
+                cotangent[:, start : start + len(basis)] = g.transpose(0, 1)
     return stacked
+
+
+def _zeros(place: _Place, n: int, C: int) -> Tensor:
+    return place.like.new_zeros(n, C, *place.like.shape[1:])
 
 
 def _pulled(outputs: Tensor, edges: list[GradientEdge], basis: Tensor, last: bool) -> Sequence[Tensor | None]:
