@@ -46,11 +46,6 @@ def join(x1: Batch, x2: Batch) -> Batch:
     return {name: torch.cat([t, tensors(x2)[name]]) for name, t in x1.items()}
 
 
-def ends(n: int) -> list[int]:
-    """The first and the last of n inputs; of two the last, which is another batch than both."""
-    return [0, n - 1] if n > 2 else [n - 1]
-
-
 def collect(x: Any) -> Any:
     """A batch as it is; batches from an iterable, such as a DataLoader, as one.
 

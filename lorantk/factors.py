@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.normalization import GroupNorm
+from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 from .batches import (
     Batch,
@@ -34,7 +34,6 @@ from .batches import (
     check_batch,
     check_deterministic,
     collect,
-    ends,
     size,
     substituted,
     take,
@@ -112,13 +111,13 @@ class LayerFactors:
         """The factors of the inputs in `rows`."""
         activations = {name: a[rows] for name, a in self.activations.items()}
         cotangents = {name: g[rows] for name, g in self.cotangents.items()}
-        return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
+        return replace(self, outputs=self.outputs[-1:], activations=activations, cotangents=cotangents)
 
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
-        """Compare outputs and gradients with those of the first and the last input alone, by autograd.
+        """Compare outputs and gradients with those of the last input alone, by autograd.
 
-        One pass over two inputs (one, of a batch of two) sees that the model is deterministic, that it maps input by
-        input, and that each layer is called on the inputs of the batch and uses its weight as its class does.
+        This one pass sees that the model is deterministic, that it maps input by input, and that each layer is called
+        on the inputs of the batch and uses its weight as its class does.
 
         Parameters
         ----------
@@ -137,31 +136,30 @@ class LayerFactors:
             show.
         """
         modules = {name: model.get_submodule(name) for name in self.kinds}
-        rows = ends(size(x))
 
         def note(name: str) -> Hook:
             def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
-                _check_first_axis(name, len(rows), _first(args, kwargs), y)
+                _check_first_axis(name, 1, _first(args, kwargs), y)
 
             return hook
 
         state = torch.get_rng_state()
         with hooked({name: note(name) for name in modules}, modules):
-            outputs, cotangent, wanted = gradient(model, take(x, rows), uses)
-        fault = "gives an input other outputs in another batch"
+            outputs, cotangent, wanted = gradient(model, take(x, [-1]), uses)
+        fault = "gives an input other outputs alone than in a batch"
         drawn = not torch.equal(state, torch.get_rng_state())
-        if drawn or not agree(outputs, self.outputs[rows]):  # one pass may miss what is random; several say what it is
+        if drawn or not agree(outputs, self.outputs[-1:]):  # one pass may miss what is random; several say what it is
             check_alone(model, x)
-            check_agree(fault, outputs, self.outputs[rows])
-        few = self.take(rows)
+            check_agree(fault, outputs, self.outputs[-1:])
+        few = self.take([-1])
 
         def made(parameter: str, directions: Tensor | None) -> Tensor:
             (name, which), grad = uses[parameter], wanted[parameter]
             if name not in self.kinds:  # never called
-                return torch.zeros_like(grad if directions is None else grad.flatten(1) @ directions)
+                return torch.zeros_like(grad if directions is None else along(grad, directions))
             v = cotangent.to(grad.dtype)
             if directions is not None and self.kinds[name] == "scale":  # of several axes
-                return few.pull(modules[name], name, which, v).reshape(grad.shape).flatten(1) @ directions
+                return along(few.pull(modules[name], name, which, v).reshape(grad.shape), directions)
             return few.pull(modules[name], name, which, v, directions)
 
         def rowwise(parameter: str, grad: Tensor) -> Tensor:
@@ -186,7 +184,7 @@ class LayerFactors:
         name : str
         which : {"weight", "bias"}
         v : Tensor (n, C)
-        directions : Tensor (k, p), optional
+        directions : Tensor (p, k), optional
             Multiply the gradient, a matrix of k columns, by these, without making it.
 
         Returns
@@ -199,12 +197,12 @@ class LayerFactors:
             return g.sum(0)
         if isinstance(layer, nn.Embedding):
             kept = a >= 0
-            g = g if directions is None else g @ directions
+            g = g if directions is None else g @ directions.T
             return g.new_zeros(layer.num_embeddings, g.shape[1]).index_add_(0, a[kept], g[kept])
         a = a.to(v.dtype)
         if self.kinds[name] == "scale":
             return (g * a).sum(0)
-        a = a if directions is None else a @ directions
+        a = a if directions is None else a @ directions.T
         if self.kinds[name] == "grouped":
             return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).flatten(0, 1)
         return g.T @ a
@@ -226,7 +224,7 @@ class NotLayerwise(ValueError):
 
 
 def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Outputs F (n, C) of a few inputs, cotangents v (n, C), and the gradient of sum_i v_i . F(x_i) by autograd alone.
+    """Outputs F (n, C) of some inputs, cotangents v (n, C), and the gradient of sum_i v_i . F(x_i) by autograd alone.
 
     Frozen parameters are differentiated too, and left frozen. v is drawn with a fixed seed.
     """
@@ -249,6 +247,11 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
     return outputs.detach(), cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
+def along(gradient: Tensor, directions: Tensor) -> Tensor:
+    """A gradient, as a matrix of k columns, times directions (p, k): (rows, p)."""
+    return nn.functional.linear(directions.to(gradient.dtype), gradient.flatten(1)).T
+
+
 def disagreements(
     made: Callable[[str, Tensor | None], Tensor], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, float, float]]:
@@ -265,9 +268,9 @@ def disagreements(
             grad = grad.flatten(1)
             key = (grad.shape[1], grad.dtype)
             if key not in drawn:
-                drawn[key] = (torch.randn(key[0], 2, generator=generator) / 2**0.5).to(grad)
+                drawn[key] = (torch.randn(2, key[0], generator=generator) / 2**0.5).to(grad)
             directions = drawn[key]
-            grad = grad @ directions
+            grad = along(grad, directions)
         pairs[name] = made(name, directions).reshape(grad.shape), grad
     norms = {name: ((one - two).norm().item(), two.norm().item()) for name, (one, two) in pairs.items()}
     largest = max((norm for _, norm in norms.values()), default=0.0)
@@ -417,19 +420,22 @@ def _features(layer: nn.Module, x: Tensor) -> Tensor:
         return patches if layer.groups == 1 else patches.unflatten(2, (layer.groups, -1))
     if kind(layer) == "scale":
         return _positions(layer, _normalised(layer, x)[:, None])[:, 0]
-    return prefactor(layer) * x.reshape(n, -1, x.shape[-1])
+    a = x.reshape(n, -1, x.shape[-1])
+    return a if prefactor(layer) == 1.0 else prefactor(layer) * a
 
 
 def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     """What a normalisation multiplies its weight by: its output with weight 1 and bias 0, less that with weight 0.
 
-    So an RMSNorm that stores its weight as an offset from 1 is one too.
+    So an RMSNorm that stores its weight as an offset from 1 is one too; PyTorch's own norms give 0 with weight 0.
     """
-    outputs = []
+    outputs: list[Tensor] = []
     for value in (1.0, 0.0):
         values = {key: torch.full_like(p, value if key == "weight" else 0.0) for key, p in layer.named_parameters()}
         with torch.no_grad(), substituted(layer, values):
             outputs.append(layer.forward(x))
+        if isinstance(layer, (LayerNorm, GroupNorm, _NormBase)):
+            return outputs[0]
     return outputs[0] - outputs[1]
 
 

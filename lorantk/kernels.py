@@ -31,14 +31,13 @@ from .batches import (
     is_finite,
     size,
     take,
-    tensors,
     undisturbed,
 )
 from .factors import LayerFactors, NotLayerwise
 from .layers import layers_with_adapters
 from .methods import METHODS, Method
 from .sweeps import lora_ntk_sweep
-from .tiles import assemble, describe, in_bytes
+from .tiles import assemble, in_bytes
 
 __all__ = ["lora_ntk_sweep", "ntk"]
 
@@ -155,7 +154,6 @@ class Problem:
         self.model = model if select is None else Selected(model, select)
         self.parameters = {prefix + name: p for name, p in parameters.items()}
         self.weights = {prefix + name: weight for name, weight in factors.items()}
-        self.label = "" if select is None else f"{getattr(select, '__qualname__', select)}"
         check_deterministic(self.model)
 
     def way(self, method: str) -> Method:
@@ -215,9 +213,7 @@ def _compute(
         lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)),
         lambda one, other: rounded(way.tile(one, other, output)),
         (size(x1), size(x2)), (count, count), symmetric=x2 is x1, out=None if out is None else Path(out),
-        fingerprint=[type(way).__name__, output, problem.label, str(x2 is x1), *describe(problem.model),
-                     *problem.parameters.items(), *problem.weights.items(), *problem.model.state_dict().items(),
-                     *tensors(x1).items(), *tensors(x2).items()],
+        depends_on=lambda: [type(way), output, problem.parameters, problem.weights, x2 is x1, x1, x2, problem.model],
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ from torch.func import jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .batches import Batch, call, check_alone, ends, map_inputs, size, take, tolerance, uncast
-from .factors import LayerFactors, NotLayerwise, disagreements, factors_of, gradient
+from .batches import Batch, call, check_alone, map_inputs, size, take, tolerance, uncast
+from .factors import LayerFactors, NotLayerwise, along, disagreements, factors_of, gradient
 from .grams import accumulator, diagonal_gram, gram
 from .layers import kind
 
@@ -63,7 +63,7 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, x: Batch, block: Any) -> None:
-        """Compare with the gradient of the first and last input by autograd; raise ValueError where it differs."""
+        """Compare with the gradient of the last input by autograd; raise ValueError where it differs."""
 
     @abstractmethod
     def tile(self, one: Any, other: Any, output: str) -> Tensor:
@@ -81,11 +81,11 @@ class Method(ABC):
     def refuse(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """Raise ValueError where a gradient differs from autograd's beyond round-off."""
 
-        def along(name: str, directions: Tensor | None) -> Tensor:
-            gradient = made[name].reshape(wanted[name].shape)
-            return gradient if directions is None else gradient.flatten(1) @ directions.to(gradient.dtype)
+        def compared(name: str, directions: Tensor | None) -> Tensor:
+            grad = made[name].reshape(wanted[name].shape)
+            return grad if directions is None else along(grad, directions)
 
-        for name, gap, norm in disagreements(along, wanted):
+        for name, gap, norm in disagreements(compared, wanted):
             raise ValueError(f"model must be differentiable by torch.func; its gradient by {name!r} there "
                              f"differs from autograd's by {gap:.1e}, of {norm:.1e}")  # fmt: skip
 
@@ -182,7 +182,7 @@ class Jacobian(Method):
         }
 
     def check(self, x: Batch, block: dict[str, Tensor]) -> None:
-        _, cotangent, wanted = gradient(self.model, take(x, ends(size(x))), self.parameters)
+        _, cotangent, wanted = gradient(self.model, take(x, [-1]), self.parameters)
         v = cotangent.to(accumulator(self.dtype))
         weighted = {name: (self._root(name) * g.to(v.dtype).flatten()).reshape(g.shape) for name, g in wanted.items()}
         wanted = {name: g.to(wanted[name]) for name, g in weighted.items()}
@@ -196,8 +196,8 @@ class Jacobian(Method):
     @staticmethod
     @uncast()
     def _combined(block: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
-        """sum_i v_i J_i over the ends of the batch."""
-        return {name: torch.einsum("nc,ncp->p", v, j[ends(len(j))]) for name, j in block.items()}
+        """v J of the last input."""
+        return {name: torch.einsum("nc,ncp->p", v, j[-1:]) for name, j in block.items()}
 
     def tile(self, one: dict[str, Tensor], other: dict[str, Tensor], output: str) -> Tensor:
         return self._sum("ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm", one, other)
@@ -233,7 +233,7 @@ class VectorProducts(Method):
             return jvp(lambda v: call(self.model, x, v), (self.values,), (direction,))[1].detach()
 
     def check(self, x: Batch, block: Batch) -> None:
-        few = take(x, ends(size(x)))
+        few = take(x, [-1])
         _, cotangent, wanted = gradient(self.model, few, self.parameters)
         plain = replace(self, weights={})
         self.refuse(plain.pullback(few, cotangent), wanted)
