@@ -17,12 +17,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 from .batches import (
@@ -164,11 +165,16 @@ class LayerFactors:
 
         def rowwise(parameter: str, grad: Tensor) -> Tensor:
             name, which = uses[parameter]
-            turned = which == "weight" and self.kinds.get(name) == "linear" and not is_rowwise(modules[name])
-            return grad.T if turned else grad
+            columns = self.kinds.get(name) == "linear" and not is_rowwise(modules[name])
+            turned = which == "weight" and (columns or self.kinds.get(name) == "transposed")
+            return grad.transpose(0, 1) if turned else grad
 
         turned = {parameter: rowwise(parameter, grad) for parameter, grad in wanted.items()}
-        for parameter, gap, norm in disagreements(made, turned):
+        try:
+            found = list(disagreements(made, turned))
+        except RuntimeError as error:
+            raise NotLayerwise(f"model must use its layers as their classes do; {error}") from error
+        for parameter, gap, norm in found:
             name, which = uses[parameter]
             raise NotLayerwise(
                 f"{parameter!r} is not used as the {which} of a {type(model.get_submodule(name)).__name__} alone: "
@@ -418,10 +424,31 @@ def _features(layer: nn.Module, x: Tensor) -> Tensor:
         image = image if image.ndim == 4 else image[:, :, None]  # a signal is an image of height 1
         patches = nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
         return patches if layer.groups == 1 else patches.unflatten(2, (layer.groups, -1))
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return _transposed_patches(layer, x)
     if kind(layer) == "scale":
         return _positions(layer, _normalised(layer, x)[:, None])[:, 0]
     a = x.reshape(n, -1, x.shape[-1])
     return a if prefactor(layer) == 1.0 else prefactor(layer) * a
+
+
+def _transposed_patches(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """What each output of a transposed convolution sees: patches of the input with zeros between its pixels."""
+
+    def pair(values: Any, missing: int) -> tuple[int, int]:
+        low, high = [missing] * (2 - len(values)) + list(values)  # a signal is an image of height 1
+        return low, high
+
+    kernel, dilation, stride = pair(layer.kernel_size, 1), pair(layer.dilation, 1), pair(layer.stride, 1)
+    padding, more = pair(layer.padding, 0), pair(layer.output_padding, 0)
+    image = x if x.ndim == 4 else x[:, :, None]
+    height, width = ((pixels - 1) * s + 1 for pixels, s in zip(image.shape[2:], stride, strict=True))
+    spread = image.new_zeros(*image.shape[:2], height, width)
+    spread[:, :, :: stride[0], :: stride[1]] = image
+    low, left = (d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True))
+    spread = nn.functional.pad(spread, (left, left + more[1], low, low + more[0]))
+    patches = nn.functional.unfold(spread, kernel, dilation=dilation).unflatten(1, (-1, *kernel))
+    return patches.flip(2, 3).flatten(1, 3).mT
 
 
 def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
@@ -442,7 +469,7 @@ def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
 def _positions(layer: nn.Module, g: Tensor) -> Tensor:
     """Cotangents (n, C, ...) of a layer's output as (n, C, T, fan_out)."""
     n, C = g.shape[:2]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, GroupNorm, _NormBase)):  # channels come before positions
+    if isinstance(layer, (_ConvNd, GroupNorm, _NormBase)):  # channels come before positions
         return g.reshape(n, C, g.shape[2], -1).mT
     width = next(layer.parameters()).numel() if kind(layer) == "scale" else g.shape[-1]
     return g.reshape(n, C, -1, width)

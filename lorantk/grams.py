@@ -277,6 +277,7 @@ def _by_token(side: _Side) -> dict[int, tuple[Tensor, Tensor]]:
 _TERMS: dict[str, Callable[[_Side, _Side, str, _Scratch], Iterator[_Term | _Scatter]]] = {
     "linear": _linear_terms,
     "convolution": _linear_terms,
+    "transposed": _linear_terms,
     "grouped": _grouped_terms,
     "scale": _scale_terms,
     "embedding": _embedding_terms,

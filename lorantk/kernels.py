@@ -35,7 +35,7 @@ from .batches import (
 )
 from .factors import LayerFactors, NotLayerwise
 from .layers import layers_with_adapters
-from .methods import METHODS, Method
+from .methods import METHODS, Method, NoProducts
 from .sweeps import lora_ntk_sweep
 from .tiles import assemble, in_bytes
 
@@ -44,7 +44,7 @@ __all__ = ["lora_ntk_sweep", "ntk"]
 logger = logging.getLogger("lorantk")
 
 JACOBIAN_LIMIT = 2**27
-"""Largest number of Jacobian entries (1 GiB in float64) that method "auto" is willing to store."""
+"""Most Jacobian entries (1 GiB in float64) of two blocks, unless one input has more, and of those that "auto" makes."""
 
 Inputs: TypeAlias = "Batch | Iterable[Batch]"
 Weights: TypeAlias = "Mapping[str, float | Tensor]"
@@ -82,7 +82,8 @@ def ntk(
         group (LoRA+) or a diagonal preconditioner (Adam) enter the kernel.
     method : {"auto", "jacobian", "vector_products", "layerwise"}
         "auto" takes "layerwise" where it gives the gradients that autograd gives, else "jacobian" while the Jacobian
-        is small or `max_memory` bounds it, else "vector_products"; it logs what it took and why to ``lorantk``.
+        is small or `max_memory` bounds it, else "vector_products" where they go through the model, else "jacobian" in
+        blocks; it logs what it took and why to ``lorantk``.
     output : {"full", "trace", "diagonal"}
         All pairs of outputs, the sum over equal outputs, or each input with itself (with the same row of x2) only.
     select : function of what the model returns to a Tensor (n, C), optional
@@ -114,7 +115,7 @@ def ntk(
         problem = Problem(model, x1, x2, layers, weights, method, select)
         if output == "diagonal" and (out is not None or size(problem.x1) != size(problem.x2)):
             raise ValueError("output 'diagonal' is kept in memory (no out) and pairs each row of x1 with one of x2")
-        return problem.solve(lambda way: _compute(way, problem, output, max_memory, out))
+        return problem.solve(lambda way: _compute(way, problem, output, max_memory, out), max_memory is not None)
 
 
 class Selected(nn.Module):
@@ -160,8 +161,11 @@ class Problem:
         """A method for this problem."""
         return METHODS[method](self.model, self.parameters, self.weights)
 
-    def solve(self, compute: Callable[[Method], Any]) -> Any:
-        """`compute` with the method asked for; for "auto" with the first that gives the model's gradients."""
+    def solve(self, compute: Callable[[Method], Any], blocks: bool = False) -> Any:
+        """`compute` with the method asked for; for "auto" with the first that gives the model's gradients.
+
+        With `blocks` it must be one that works block by block.
+        """
         if self.method != "auto":
             return compute(self.way(self.method))
         try:
@@ -170,15 +174,21 @@ class Problem:
             return compute(way)
         except NotLayerwise as error:
             check_alone(self.model, self.x1)
-            second = "jacobian" if self._few_entries() else "vector_products"
-            logger.info("ntk: method %r for %d trainable tensors; %s", second, len(self.parameters), error)
-        return compute(self.way(second))
+            reason: ValueError = error
+        if not blocks and self.entries() > JACOBIAN_LIMIT:
+            logger.info("ntk: method 'vector_products' for %d trainable tensors; %s", len(self.parameters), reason)
+            try:
+                return compute(self.way("vector_products"))
+            except NoProducts as error:
+                reason = error
+        logger.info("ntk: method 'jacobian' for %d trainable tensors; %s", len(self.parameters), reason)
+        return compute(self.way("jacobian"))
 
-    def _few_entries(self) -> bool:
+    def entries(self) -> int:
+        """Numbers in the Jacobians of both batches."""
         with torch.no_grad():
             C = call(self.model, take(self.x1, slice(0, 1))).shape[1]
-        entries = (size(self.x1) + size(self.x2)) * C * sum(p.numel() for p in self.parameters.values())
-        return entries <= JACOBIAN_LIMIT
+        return (size(self.x1) + size(self.x2)) * C * sum(p.numel() for p in self.parameters.values())
 
 
 def _compute(
@@ -203,6 +213,8 @@ def _compute(
         if way.__class__ is METHODS["vector_products"]:
             raise ValueError("max_memory is for methods 'layerwise' and 'jacobian'; 'vector_products' makes no blocks")
         count = _block_size(in_bytes(max_memory), prepare(take(x1, slice(0, 1))), problem.model, x1, output)
+    elif isinstance(way, METHODS["jacobian"]):
+        count = max(1, min(count, JACOBIAN_LIMIT * (size(x1) + size(x2)) // (2 * problem.entries())))
     if output == "diagonal":
         parts = []
         for rows in (slice(i, i + count) for i in range(0, size(x1), count)):

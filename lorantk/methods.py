@@ -214,6 +214,10 @@ class Jacobian(Method):
         return total
 
 
+class NoProducts(ValueError):
+    """Products with vectors do not go through a model, or give other gradients; Jacobians may."""
+
+
 class VectorProducts(Method):
     """Columns of the kernel, K v = J1 (D (J2^T v)): one vjp and one jvp each, as many at once as COLUMNS allows."""
 
@@ -233,14 +237,19 @@ class VectorProducts(Method):
             return jvp(lambda v: call(self.model, x, v), (self.values,), (direction,))[1].detach()
 
     def check(self, x: Batch, block: Batch) -> None:
-        few = take(x, [-1])
-        _, cotangent, wanted = gradient(self.model, few, self.parameters)
+        last = take(x, [-1])
+        _, cotangent, wanted = gradient(self.model, last, self.parameters)
         plain = replace(self, weights={})
-        self.refuse(plain.pullback(few, cotangent), wanted)
         norm = sum(g.double().square().sum().item() for g in wanted.values())
-        pushed = (plain.push(few, wanted).double() * cotangent.double()).sum().item()
+        try:
+            self.refuse(plain.pullback(last, cotangent), wanted)
+            pushed = (plain.push(last, wanted).double() * cotangent.double()).sum().item()
+        except (RuntimeError, ValueError) as error:
+            raise NoProducts(
+                f"method 'vector_products' needs a model that torch.func differentiates; {error}"
+            ) from error
         if not abs(pushed - norm) <= 10 * tolerance(self.dtype) * norm:
-            raise ValueError(
+            raise NoProducts(
                 f"model must have a forward derivative; along its gradient it is {pushed:.3g}, not {norm:.3g}"
             )
 
