@@ -22,7 +22,7 @@ from evidence.claims import VERDICTS
 from evidence.findings import STYLES
 from evidence.tables import Badge, Cell, Code, Link, Table, interval, number
 
-HEADS = ("statement or check", "reference", "this trial")
+HEADS = ("check", "reference", "this trial")
 STYLE = """
 :root { color-scheme: light dark; --pst-color-border: #8888; --pst-color-text-base: inherit; }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; }
@@ -46,14 +46,14 @@ class Moved:
 
     @property
     def verdicts(self) -> dict[str, tuple[str, str]]:
-        """Each statement and part of one, or half of a finding -> the committed verdict and the trial's."""
+        """Each statement or finding, and each part of one -> the committed verdict and the trial's."""
         before, after = (self._verdicts(record) for record in (self.kept, self.run))
         return {name: (before.get(name, "absent"), verdict) for name, verdict in after.items()}
 
     def _verdicts(self, record: Mapping[str, Any] | None) -> dict[str, str]:
         if record is None:
             return {}
-        if "verdicts" in record:
+        if "verdicts" in record:  # a finding's, one for each half
             return {f"{self.name}, {half}": verdict for half, verdict in record["verdicts"].items()}
         parts = {f"{self.name}, {part['part']}": part["verdict"] for part in record.get("parts", ()) if part["part"]}
         return {self.name: record["verdict"]} | parts
@@ -207,8 +207,8 @@ def run(chapters: Sequence[Chapter], overrides: Mapping[str, Mapping[str, Any]],
 
 
 def outcome(part: Mapping[str, Any]) -> str:
-    """Whether a check of a claim is met, or what an effect of a finding comes to."""
-    return ("met" if part["passes"] else "not met") if "passes" in part else str(part["outcome"])
+    """Whether a check of a claim is met, or the outcome of an effect of a finding."""
+    return ("met" if part["passes"] else "not met") if "passes" in part else str(part.get("outcome", "undecided"))
 
 
 def in_words(part: Mapping[str, Any]) -> str:

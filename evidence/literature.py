@@ -52,7 +52,7 @@ LELLE = Paper(
 )  # fmt: skip
 LEE = Paper(
     "lee2026", "Lee et al. (2026)", "2602.04998",
-    "once learning rates are tuned, variants of LoRA differ by one or two percent and little by rank, without an attack",
+    "once learning rates are tuned, variants of LoRA differ little, and little by rank, without an attack",
 )  # fmt: skip
 HAYOU = Paper(
     "hayou2024initialization", "Hayou et al. (2024)", "2406.08447",

@@ -85,7 +85,8 @@ def test_a_chapter_ends_with_its_line_parameters_and_files():
     assert "<code>make notebook N=04</code>" in section
     assert '<code>make notebook N=04 SET="width=2048 profile=quick"</code>' in section
     for name, value in chapter.defaults().items():
-        assert f"<code>{name}</code></td><td><code>{value!r}".replace("'", "&#x27;") in section
+        cells = f'<code>{name}</code></td><td data-head="value here"><code>'
+        assert cells + repr(value).replace("'", "&#x27;") in section
     assert section.count("download=") == 2
 
 
