@@ -20,6 +20,7 @@ PATHS = [
     "index.html",
     "explorer.html",
     "claims.html",
+    "notation.html",
     "api.html",
     "tests.html",
     "bibliography.html",
