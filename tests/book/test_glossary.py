@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "book"))
 from glossary import entries, explain  # noqa: E402
 
 GLOSSARY = """<dl class="glossary"><dt id="term-kernel">tangent kernel<a class="headerlink">#</a></dt>
-<dt id="term-NTK">NTK</dt><dd><p>A product of gradients.</p></dd><dt id="term-rank">rank</dt><dd><p>Of A.</p></dd></dl>"""
+<dt id="term-NTK">NTK</dt><dd><p>A product of gradients.</p></dd>
+<dt id="term-rank">rank</dt><dd><p>Of A.</p></dd></dl>"""
 
 
 @pytest.fixture
