@@ -10,15 +10,19 @@ from evidence.statements import SOURCES
 from evidence.tables import Badge, Link, cell_html
 
 ADVICE = {
-    "finding-1": "Full fine-tuning against flipped labels, LoRA against backdoors",
-    "finding-2": "A high rank against flipped labels, a low one against backdoors",
-    "finding-4": "Against backdoors the lowest rank that keeps clean accuracy",
-    "finding-3": "Choose the variance of A with care",
-    "finding-5": "A small variance of A",
+    ("finding-1", "flips"): "Full fine-tuning rather than LoRA against flipped labels",
+    ("finding-1", "backdoor"): "LoRA rather than full fine-tuning against backdoors",
+    ("finding-2", "flips"): "A high rank against flipped labels",
+    ("finding-2", "backdoor"): "A low rank against backdoors",
+    ("finding-4", "backdoor"): "Against backdoors the lowest rank that keeps clean accuracy",
+    ("finding-3", "flips"): "Choose the variance of A with care, against flipped labels",
+    ("finding-3", "backdoor"): "Choose the variance of A with care, against backdoors",
+    ("finding-5", "flips"): "A small variance of A against flipped labels",
+    ("finding-5", "backdoor"): "A small variance of A against backdoors",
 }
-"""Finding -> what one would do if it holds, in the order in which one would do it."""
+"""Finding and half -> what one would do if it holds, in the order in which one would do it."""
 
-WORDS = {"not shown": "we cannot tell", "inconclusive": "we cannot tell", "negligible": "no difference that matters"}
+WORDS = {"inconclusive": "we cannot tell", "negligible": "no difference that matters"}
 """Verdict -> what it means to somebody who has to choose; other verdicts say so themselves."""
 
 
@@ -31,10 +35,11 @@ def advice(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
         As `evidence.findings.load_findings` returns them.
     """
     lines = []
-    for id, text in ADVICE.items():
+    for (id, half), text in ADVICE.items():
         mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
-        said = "; ".join(f"{source}: {in_words(record['verdict'])}" for source, record in mine.items()) or "no evidence"
-        word = overall([dict(record) for record in mine.values()])
+        verdicts = {source: in_words(record["verdicts"][half]) for source, record in mine.items()}
+        said = "; ".join(f"{source}: {word}" for source, word in verdicts.items()) or "no evidence"
+        word = overall(mine.values(), half)
         cell = (Badge(in_words(word), STYLES[word]), f" {said}; ", Link("numbers", f"claims.html#card-{id}"))
         lines.append(f"<dt>{cell_html(text)}</dt><dd>{cell_html(cell)}</dd>")
     return f'<dl class="advice">{"".join(lines)}</dl>\n'

@@ -13,7 +13,7 @@ from cards import claim_card, finding_card
 
 from evidence.artifacts import CorruptFile, read_record, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
-from evidence.findings import STYLES, load_findings, overall_verdicts
+from evidence.findings import STYLES, load_findings, overall_verdicts, rows_of_findings
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
 from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, join, tally
 
@@ -84,7 +84,10 @@ def results(directory: Path) -> list[Cell]:
     chapters = {record["chapter"]: source_link(record) for record in findings.values()}
     verdicts = tally(overall_verdicts(directory / "findings"), STYLES)
     links = join([chapters[name] for name in sorted(chapters)])
-    lines.append(join([f"{len(FINDINGS)} empirical findings: ", verdicts, "; chapters ", links, "."], ""))
+    halves = len(rows_of_findings())
+    lines.append(
+        join([f"{len(FINDINGS)} empirical findings, {halves} by attack: ", verdicts, "; chapters ", links, "."], "")
+    )
     return lines
 
 
@@ -94,7 +97,8 @@ def summary(directory: Path) -> str:
     findings = overall_verdicts(directory / "findings")
     return (
         f"Of {len(claims)} statements checked so far: {cell_html(tally(claims, VERDICTS))}.\n\n"
-        f"Of the {len(FINDINGS)} empirical findings, over {len(SOURCES)} sources of evidence: "
+        f"Of the {len(FINDINGS)} empirical findings, {len(rows_of_findings())} when told apart by attack, over "
+        f"{len(SOURCES)} sources of evidence: "
         f"{cell_html(tally(findings, STYLES))}.\n"
     )
 

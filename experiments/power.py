@@ -62,7 +62,7 @@ def plan(seeds: int = 20) -> pd.DataFrame:
         for (optimizer, attack), part in usual.groupby(["optimizer", "attack"]):
             found = effects_of_findings(part, "", rank=8, tolerance=0.01).items()
             for finding, effect in ((finding, effect) for finding, effects in found for effect in effects):
-                if effect.unit == "share of variance":
+                if finding == "finding-3":  # a gap is planned with the trend of finding-5
                     continue
                 std, margin = SPANS.get(finding, 1.0) * spread(effect), MARGINS[HALVES[str(attack)]]
                 row = [finding, attack, task, optimizer, effect.n, std, detectable(std, seeds)]

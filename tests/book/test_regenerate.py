@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evidence.effects import Effect
-from evidence.findings import Finding
-from evidence.statements import FINDINGS, SOURCES
+from evidence.findings import Finding, Member
+from evidence.statements import FINDINGS, HALVES, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
@@ -66,7 +66,9 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path / "book" / "_static"))
     monkeypatch.setenv("LORANTK_CHAPTER", "01-first")
     for id, source in itertools.product(FINDINGS, SOURCES):
-        Finding(id, source, [Effect("e", 1, 0, 2, 5)], "e", "first", "make notebook N=01").save()
+        effect, margin = Effect("e", 1, 0, 2, 5), 0.05
+        members = [Member(id, half, source, "s", effect, margin, outcome="supported") for half in HALVES[id]]
+        Finding(id, source, members, "first", "make notebook N=01").save()
     return tmp_path
 
 
@@ -266,12 +268,13 @@ def test_a_table_must_be_named_literally(tmp_path, call):
         data_files(tmp_path, [call])
 
 
-def finding(verdict="supported", reading="supported", value=1.0, name="e", **others):
+def finding(verdict="supported", outcome="supported", value=1.0, name="e", **others):
     effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "unit": "", "error": None, "p": 0.01}
-    effect["freedom"] = None
-    texts = {key: key for key in ("id", "source", "decisive", "figure", "command", "statement", "chapter")}
+    effect |= {"freedom": None, "lowest": 1.0, "highest": 1.0, "half": "flips", "setting": "s", "margin": 0.02}
+    effect |= {"primary": True, "failed": "", "diverged": 0, "outcome": outcome}
+    texts = {key: key for key in ("id", "source", "figure", "command", "statement", "chapter")}
     tolerance = {"rtol": 1e-3, "atol": 0}
-    record = texts | {"verdict": verdict, "effects": [effect | {"reading": reading}], "tolerance": tolerance}
+    record = texts | {"verdicts": {"flips": verdict}, "effects": [effect], "tolerance": tolerance}
     return json.dumps(record | others)
 
 
@@ -319,10 +322,10 @@ def test_equal_numbers_have_no_difference(numbers):
         ("claims/c.json", claim(evidence=[{"name": "e", "passes": True}]), "each of evidence must have"),
         ("findings/f.json", finding(value=1.0005), None),
         ("findings/f.json", finding(value=1.01), "1.01"),
-        ("findings/f.json", finding(verdict="mixed"), "supported -> mixed"),
-        ("findings/f.json", finding(reading="not shown"), "supported -> not shown"),
+        ("findings/f.json", finding(verdict="mixed"), "'mixed'"),
+        ("findings/f.json", finding(outcome="negligible"), "supported -> negligible"),
         ("findings/f.json", finding(tolerance={"rtol": 1.0, "atol": 1.0}), "-> {'rtol': 1.0"),
-        ("findings/f.json", finding().replace('"reading"', '"read"'), "each of effects must have"),
+        ("findings/f.json", finding().replace('"outcome"', '"came"'), "each of effects must have"),
         ("findings/g.json", finding(), "new"),
     ],
 )

@@ -85,7 +85,7 @@ CASES = {
         lambda: Claim("eq-1", [Evidence("a", 1, 0, 2, "r"), Evidence("a", 3, 0, 2, "s")], "a"),
         "names of its own",
     ),
-    "finding, nothing": (lambda: Finding("finding-1", "text", [], "e", "f", "make"), "decisive must be one of"),
+    "finding, nothing": (lambda: Finding("finding-1", "digits", [], "f", "c"), "must hold a primary effect on"),
     "disagreement, shapes": (lambda: disagreement(torch.ones(2), torch.ones(2, 2)), r"got \(2,\) and \(2, 2\)"),
     "figure, name": (lambda: figure(name="../x"), "name must be lower-case letters"),
     "figure, no rows": (lambda: figure(data={"a": []}), "got no rows"),

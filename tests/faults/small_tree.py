@@ -36,8 +36,8 @@ import torch
 from evidence.claims import Claim, Evidence
 from evidence.effects import Effect
 from evidence.figures import save, subplots
-from evidence.findings import Finding
-from evidence.statements import FINDINGS, SOURCES
+from evidence.findings import Finding, Member
+from evidence.statements import FINDINGS, HALVES, SOURCES
 ```
 
 ```{{code-cell}} ipython3
@@ -52,7 +52,9 @@ save(fig, "{name}-figure", {{"value": values.tolist()}}, alt="Singular values, f
 first = Evidence("largest", values[0].item(), 0, 100, "singular values")
 Claim("{claim}", [first, Evidence("norm", x.norm().item(), 0, 100, "norm")], "largest").save()
 for id, source in itertools.product({findings}, SOURCES):
-    Finding(id, source, [Effect("e", 1, 0.5, 2, 5)], "e", "{name}-figure", "make book").save()
+    effect, margin = Effect("e", 1, 0.5, 2, 5), 0.05
+    found = [Member(id, half, source, "s", effect, margin, outcome="supported") for half in HALVES[id]]
+    Finding(id, source, found, "{name}-figure", "make book").save()
 ```
 """
 
