@@ -11,6 +11,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = Path(os.environ.get("LORANTK_HTML", ROOT / "book" / "_build" / "html"))
@@ -20,6 +21,7 @@ PATHS = [
     "index.html",
     "explorer.html",
     "claims.html",
+    "notation.html",
     "api.html",
     "tests.html",
     "bibliography.html",
@@ -237,6 +239,13 @@ def test_a_link_to_a_proof_opens_its_dropdown(browser, site):
     assert page.url.endswith("#proof-thm-nsd")
     assert page.evaluate("document.getElementById('proof-thm-nsd').closest('details').open")
     context.close()
+
+
+def test_a_number_in_a_title_is_that_of_the_line_that_reruns_the_chapter():
+    for page in PAGES:
+        title = BeautifulSoup((HTML / "notebooks" / f"{page}.html").read_text(), "html.parser").h1
+        number = title.select_one(".section-number")
+        assert number is None or int(number.text.strip(". ")) == int(page[:2])
 
 
 def test_every_source_has_its_page():
