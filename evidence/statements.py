@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One line in our own words, the function that computes it, and a test for it ("package.module.name" each)."""
+    """One line in our own words, the function that computes it, and a test for it ("package.module.name" each).
+
+    A statement with several conclusions names each as a part, which gets a verdict of its own.
+    """
 
     text: str
     code: str
     test: str
+    parts: Mapping[str, str] = MappingProxyType({})
 
 
 STATEMENTS: dict[str, Statement] = {
@@ -58,6 +64,10 @@ STATEMENTS: dict[str, Statement] = {
         "Fisher information is the kernel weighted by loss derivatives",
         "lorantk.fisher.fisher_spectrum",
         "lorantk.search.test_fisher_is_the_weighted_kernel_at_every_width",
+        {
+            "trace": "The expectation is the trace of the Fisher information",
+            "spectrum": "The nonzero spectrum is that of the weighted kernel between samples",
+        },
     ),
     "eq-6": Statement(
         "Information bits are half the sum of the nonzero eigenvalues",
@@ -68,6 +78,10 @@ STATEMENTS: dict[str, Statement] = {
         "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
         "lorantk.spectra.renyi_entropy",
         "lorantk.counterexamples.test_eq_7_infinity_gives_minus_the_logarithm_and_order_one_diverges",
+        {
+            "shannon": "At order 1 it is Shannon's entropy",
+            "infinity": "At infinite order it is the largest eigenvalue",
+        },
     ),
     "eq-8": Statement(
         "The infinite-width kernel obeys a recursion over layers",
@@ -95,24 +109,23 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.search.test_relation_and_loewner_order_survive_in_attention",
     ),
     "thm-nsd": Statement(
-        "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+        "M is negative semi-definite when σₐ² < 1/n and r ≤ n, and has r eigenvalues σₐ² n, the others 0",
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.counterexamples.test_thm_nsd_one_by_one",
-    ),
-    "thm-nsd-eigenvalues": Statement(
-        "M has r eigenvalues σₐ² n, and the others are 0",
-        "lorantk.spectra.delta_matrix",
-        "lorantk.spectra.test_delta_matrix_has_the_singular_values_of_A",
+        {
+            "order": "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+            "eigenvalues": "M has r eigenvalues σₐ² n, and the others are 0",
+        },
     ),
     "cor-ideal": Statement(
-        "At r = n and σₐ² = 1/n the matrix M converges to 0",
+        "At r = n and σₐ² = 1/n the matrix M converges to 0, and LoRA's kernel to full fine-tuning's",
         "lorantk.spectra.delta_matrix",
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
-    ),
-    "cor-ideal-kernel": Statement(
-        "At r = n and σₐ² = 1/n LoRA's kernel converges to full fine-tuning's",
-        "lorantk.spectra.order_interval",
-        "experiments.order.test_the_order_ends_where_rank_and_dimension_reach_the_fan_in",
+        {
+            "norm": "M converges to 0 as a matrix, in operator norm",
+            "entries": "Every entry of M converges to 0",
+            "kernel": "LoRA's kernel converges to full fine-tuning's",
+        },
     ),
     "order-on-data": Statement(
         "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
@@ -138,16 +151,30 @@ STATEMENTS: dict[str, Statement] = {
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",
         "lorantk.spectra.information_bits",
         "lorantk.counterexamples.test_thm_ib_more_bits_with_fewer_eigenvalues",
+        {
+            "sum": "With half the sum of the eigenvalues, as printed last",
+            "bits": "With half the logarithm of the pseudo-determinant, as printed first",
+            "training": "At every B, as 'always' says",
+        },
     ),
     "thm-renyi": Statement(
         "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
         "lorantk.spectra.renyi_entropy",
         "lorantk.counterexamples.test_thm_renyi_is_reversed_above_order_one",
+        {
+            "below": "At orders below 1",
+            "above": "At orders above 1",
+            "shannon": "At order 1, for normalised spectra",
+        },
     ),
     "premise": Statement(
-        "Under PEFT's defaults the premise of the theorems is met",
+        "PEFT's defaults meet the premise of the theorems, the paper's own configuration does not",
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.spectra.test_probability_of_semidefiniteness_matches_draws",
+        {
+            "default": "Under PEFT's defaults M is negative semi-definite",
+            "paper": "At the paper's r = 8, α = 16 it is not",
+        },
     ),
     "direction": Statement(
         "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
