@@ -71,7 +71,7 @@ def by_hand(epsilon: float = 0.01) -> list[Case]:
     """
     x = torch.tensor([[1.0, 0.0], [0.0, epsilon**0.5]], dtype=torch.float64)
     net, y = mlp([2, 2], "linear", "standard").double(), torch.zeros(2, dtype=torch.int64)
-    net[0].weight.data.zero_()
+    net.get_parameter("0.weight").data.zero_()
     drops = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     flattens = torch.diag(torch.tensor([epsilon**0.5, 1.0], dtype=torch.float64))
     return [Case(net, attach(net, {"0": A}), x, y) for A in (drops, flattens)]
@@ -174,7 +174,7 @@ def plain_entropy_gaps(pairs: Sequence[Pair], orders: Sequence[float], normalize
 def one_by_one(A: float, B: float) -> tuple[nn.Module, nn.Module]:
     """y = (w + B A) x: the merged model, all of it trained, and the adapted one."""
     net = mlp([1, 1], "linear", "standard").double()
-    adapter = Adapter(*(torch.tensor([[v]], dtype=torch.float64) for v in (A, B)))
+    adapter = Adapter(torch.tensor([[A]], dtype=torch.float64), torch.tensor([[B]], dtype=torch.float64))
     return net, attach(net, {"0": adapter})
 
 

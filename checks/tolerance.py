@@ -1,4 +1,4 @@
-"""How far a random number may fall from its law: bounds that are missed with a stated probability."""
+"""How far a random number may fall from its law: bounds that are missed with a stated probability, and fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binom, norm
+import pandas as pd
+from scipy.stats import binom, linregress, norm, t
+from torch import Tensor
 
 MISS = 1e-5
 """Probability with which one random check may miss, unless it says otherwise."""
@@ -40,3 +42,22 @@ def slope(x: Sequence[float], errors: Sequence[float] | float, miss: float = MIS
     logs = np.log(np.asarray(x, dtype=float))
     weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
     return deviations(miss) * float(np.sqrt((weights**2 * np.square(errors)).sum()))
+
+
+def student(freedom: int, miss: float = MISS) -> float:
+    """Standard errors that a mean leaves, to either side, with probability `miss`, if the error is estimated too."""
+    return float(t.isf(miss / 2, freedom))
+
+
+def in_errors(values: Tensor, expected: float) -> float:
+    """Distance of a mean from what is expected, in standard errors."""
+    return ((values.mean() - expected) / (values.std() / len(values) ** 0.5)).item()
+
+
+def rank_powers(table: pd.DataFrame) -> pd.Series:
+    """Power of the rank in "decrease", by rule and optimizer."""
+    groups = {str(key): g for key, g in table.groupby(table.rule + "|" + table.optimizer)}
+    slopes = {
+        tuple(key.split("|")): linregress(np.log(g["rank"]), np.log(g.decrease)).slope for key, g in groups.items()
+    }
+    return pd.Series(slopes).rename_axis(["rule", "optimizer"])

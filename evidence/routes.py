@@ -17,10 +17,14 @@ T = TypeVar("T")
 WATCHED = ("lorantk", "experiments", "checks")
 """Packages whose functions are recorded; what `evidence` does comes after the number."""
 
-MODEL = {
-    f"lorantk.{name}" for name in ("models", "lora", "layers", "batches")
-} | {"experiments.data", "experiments.training"}  # fmt: skip
-"""Modules that make the model, its adapters and its data, and check arguments: all routes start from them."""
+BESIDE = {
+    *(f"lorantk.{name}" for name in ("models", "lora", "layers", "batches")),
+    "experiments.data",
+    "experiments.training",
+    "checks.tolerance",
+}
+"""Modules that all routes start from or end in: they make the model, its adapters and its data, check arguments, and
+hold a number against its law."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Measured(Generic[T]):
     route : tuple of str
         Qualified names of the functions handed to `measure`, in order.
     code : frozenset of str
-        Qualified names of the functions of `WATCHED` that ran but for those of `MODEL`, and those in `route`.
+        Qualified names of the functions of `WATCHED` that ran but for those of `BESIDE`, and those in `route`.
     """
 
     value: T
@@ -86,6 +90,6 @@ def _name(function: Callable[..., Any]) -> str:
 def _watched(frame: FrameType) -> str:
     """Name of the function that a frame runs, what is defined inside it included; "" if it is not watched."""
     module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
-    if module.split(".")[0] not in WATCHED or module in MODEL or "<lambda>" in name or name.startswith("<"):
+    if module.split(".")[0] not in WATCHED or module in BESIDE or "<lambda>" in name or name.startswith("<"):
         return ""
     return f"{module}.{name.split('.<locals>')[0]}"

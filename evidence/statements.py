@@ -56,7 +56,7 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
     "eq-4": Statement(
-        "Backdoor poisoning minimises the alignment of clean and triggered gradients",
+        "Backdoor poisoning minimises the alignment of clean and triggered gradients, both of which have influence",
         "lorantk.attacks.gradient_alignment",
         "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
@@ -107,6 +107,10 @@ STATEMENTS: dict[str, Statement] = {
         "The relation and its order hold in the projections of a self-attention block",
         "lorantk.models.SelfAttentionBlock",
         "lorantk.search.test_relation_and_loewner_order_survive_in_attention",
+        {
+            "relation": "The kernels differ by the sum over positions of a·M a' times cotangents",
+            "order": "Where M ≤ 0 in every adapted projection, LoRA's kernel is below full fine-tuning's",
+        },
     ),
     "thm-nsd": Statement(
         "M is negative semi-definite when σₐ² < 1/n and r ≤ n, and has r eigenvalues σₐ² n, the others 0",
@@ -131,6 +135,10 @@ STATEMENTS: dict[str, Statement] = {
         "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
+        {
+            "interval": "LoRA's kernel lies between c₋ and c₊ times full fine-tuning's, c∓ = s² σₐ² (√r ∓ √d)²",
+            "order": "Where c₊ is below 1, LoRA's kernel is below full fine-tuning's",
+        },
     ),
     "order-in-training": Statement(
         "At every step LoRA's kernel is below full fine-tuning's where s²(‖A‖² + ‖B‖²) is at most 1",
@@ -141,11 +149,20 @@ STATEMENTS: dict[str, Statement] = {
         "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
         "lorantk.spectra.kernel_scale",
         "experiments.adam.test_the_mean_kernel_over_draws_has_the_scale_of_the_law",
+        {
+            "mean": "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+            "steps": "The first step lowers the loss as s² r σₐ² under SGD and as s r σₐ under Adam",
+        },
     ),
     "adam-kernel": Statement(
         "Adam's step moves the outputs by a preconditioned kernel, its first step by signs, with s once",
         "experiments.adam.predicted_movement",
         "experiments.adam.test_the_next_step_of_adamw_is_predicted_to_first_order",
+        {
+            "step": "Adam's next step moves the outputs by the preconditioned kernel and the first moment",
+            "signs": "Its first step is that of sign descent",
+            "scaling": "s enters the first step once under Adam and twice under SGD",
+        },
     ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",
@@ -177,14 +194,23 @@ STATEMENTS: dict[str, Statement] = {
         },
     ),
     "direction": Statement(
-        "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
+        "Where M ≤ 0, inner products of gradients move the way that both of the paper's conclusions require",
         "lorantk.attacks.gradient_alignment",
         "lorantk.counterexamples.test_direction_smaller_inner_products_for_every_adversary",
+        {
+            "untargeted": "LoRA's inner products with untargeted poison are larger, as its weakness there requires",
+            "backdoor": "LoRA's inner products with a backdoor's samples are larger, as its strength there requires",
+            "influence": "A backdoor's samples have less influence under LoRA, which it needs for its effect",
+        },
     ),
     "why-it-matters": Statement(
         "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
         "lorantk.attacks.gradient_alignment",
         "lorantk.search.test_cosines_of_orthogonal_pairs_follow_the_exact_law",
+        {
+            "law": "The cosine of an orthogonal pair has the mean absolute value Γ(r/2)/(√π Γ((r+1)/2))",
+            "digits": "On digits the error of the cosine falls as 1/√r if all layers share r σₐ² s²",
+        },
     ),
 }
 """Every statement that must carry a claim, in the order of the poster; ours come last."""

@@ -120,7 +120,7 @@ def test_bad_evidence_is_named(arguments, message):
 
 
 def test_a_bare_number_is_no_evidence():
-    with pytest.raises(TypeError, match="measured must come from .* got float"):
+    with pytest.raises(TypeError, match=r"measured must come from .* got float"):
         Evidence("a", 1.0, 0, 1, "never")
 
 
