@@ -178,3 +178,14 @@ def test_every_statement_has_its_claim_in_the_reference(root):
 def test_no_claim_of_the_reference_contradicts_our_own_reading(root):
     records = load_claims(root / "tests" / "reference" / "claims")
     assert [(r["id"], e["name"]) for r in records for e in own_checks_that_fail(r)] == []
+
+
+def test_the_same_kind_of_slip_has_the_same_verdict(root):
+    """A missing logarithm, a missing normalisation of the kernel, of a sum, of a spectrum: each is one slip."""
+    parts = {
+        (r["id"], part["part"]): part["verdict"]
+        for r in load_claims(root / "tests" / "reference" / "claims")
+        for part in r["parts"]
+    }
+    slips = [("eq-6", ""), ("eq-7", "shannon"), ("eq-8", ""), ("eq-9", "")]
+    assert {parts[slip] for slip in slips} == {"holds as meant"}
