@@ -9,8 +9,9 @@ from typing import Any
 from printed import PAPER, PRINTED
 
 from evidence.claims import READINGS, VERDICTS, decisive_number
-from evidence.findings import STYLES, deciding_effects, overall
-from evidence.statements import FINDINGS, SOURCES
+from evidence.findings import STYLES, badge, overall, primary_effects
+from evidence.literature import LITERATURE
+from evidence.statements import FINDINGS, HALVES, SOURCES
 from evidence.tables import Badge, Cell, Code, Link, cell_html, join
 
 
@@ -25,8 +26,8 @@ def claim_card(record: Mapping[str, Any], links: Sequence[Link]) -> str:
         ("checks", _items(readings(record["evidence"]))),
         ("see", _list([*links, Link("paper", PAPER)] if place else links)),
     ]
-    badge = Badge(record["verdict"], VERDICTS[record["verdict"]])
-    return _card(record["id"], record["statement"], badge, entries)
+    verdict = Badge(record["verdict"], VERDICTS[record["verdict"]])
+    return _card(record["id"], record["statement"], verdict, entries)
 
 
 def part_line(part: Mapping[str, Any]) -> str:
@@ -47,25 +48,28 @@ def readings(evidence: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def finding_card(id: str, records: Mapping[str, dict[str, Any]], links: Mapping[str, Cell]) -> str:
-    """One finding: what each source of evidence says, by the effects that decide it; `links` by source."""
+    """One finding: what each source of evidence says of each half, by its primary effects; `links` by source."""
     entries = []
-    for source in SOURCES:
-        record = records.get(source)
-        verdict = record["verdict"] if record else "missing"
-        shown = [Badge(verdict, STYLES[verdict])]
-        if record:
-            shown += [deciding_effects(record), links[source]]
-        entries.append((source, cell_html(join(shown, " "))))
-    verdict = overall(list(records.values()))
-    return _card(id, FINDINGS[id], Badge(verdict, STYLES[verdict]), entries)
+    for half in HALVES[id]:
+        for source in SOURCES:
+            record = records.get(source)
+            shown: list[Cell] = [badge(record, half)]
+            if record:
+                shown += [primary_effects(record, half), links[source]]
+            entries.append((f"{half}, {source}", cell_html(join(shown, " "))))
+        found = [join([Link(paper.who, paper.address), paper.says], ": ") for paper in LITERATURE[id, half]]
+        entries.append((f"{half}, others", cell_html(join(found, "; "))))
+    verdicts = {half: overall(records.values(), half) for half in HALVES[id]}
+    badges = [Badge(f"{half}: {word}", STYLES[word]) for half, word in verdicts.items()]
+    return _card(id, FINDINGS[id], join(badges, " "), entries)
 
 
-def _card(id: str, title: str, badge: Badge, entries: Iterable[tuple[str, str]]) -> str:
+def _card(id: str, title: str, badges: Cell, entries: Iterable[tuple[str, str]]) -> str:
     """A card on one line of HTML, as markdown wants it: a blank line would end it."""
     terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{text}</dd>" for term, text in entries)
     return (
         f'<section class="card-of" id="card-{id}" aria-label="{id}"><h3>{Code(id).html()} '
-        f"<span>{html.escape(title)}</span> {badge.html()}</h3><dl>{terms}</dl></section>\n"
+        f"<span>{html.escape(title)}</span> {cell_html(badges)}</h3><dl>{terms}</dl></section>\n"
     )
 
 

@@ -1,11 +1,13 @@
 """The last step of each page: what Sphinx and the theme leave undone is done in the rendered HTML.
 
 Unused icons and their script go, MathJax is copied beside the pages, hidden cells in a row get one bar, and tables,
-lists and landmarks get the roles that a screen reader needs. The chapters' last section comes from `downloads`.
+lists and landmarks get the roles that a screen reader needs. The chapters' last section comes from `downloads`, links
+to the glossary from `glossary`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 from bs4 import BeautifulSoup, Tag
 from chapters import find_chapters
 from downloads import rerun_section, write_downloads
+from glossary import entries, explain
 
 ICON_RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 """A rule of FontAwesome's style sheet: the classes of an icon, and its code point."""
@@ -28,9 +31,14 @@ def finish(html: Path, root: Path) -> None:
         if (html / "notebooks" / f"{chapter.name}.html").exists():
             write_downloads(chapter, html)
             sections[f"{chapter.name}.html"] = rerun_section(chapter)
+    words, glossary = {}, html / "notation.html"
+    if glossary.exists():
+        words = entries(BeautifulSoup(glossary.read_text(), "html.parser"))
     for page in pages:
         soup = BeautifulSoup(page.read_text(), "html.parser")
         mend(soup)
+        if page != glossary:
+            explain(soup, words, os.path.relpath(glossary, page.parent))
         if page.parent.name == "notebooks" and page.name in sections:
             soup.select_one("article.bd-article > section").append(BeautifulSoup(sections[page.name], "html.parser"))
         page.write_text(str(soup))

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from advice import advice
 from cards import claim_card, finding_card
 
-from evidence.artifacts import CorruptFile, table_rows, write_atomically
+from evidence.artifacts import CorruptFile, read_record, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
-from evidence.findings import STYLES, load_findings, overall_verdicts
+from evidence.findings import STYLES, load_findings, overall_verdicts, rows_of_findings
 from evidence.statements import FINDINGS, SOURCES, STATEMENTS
 from evidence.tables import Cell, Code, Link, Table, cell_html, cell_markdown, join, tally
 
 RESULTS_START, RESULTS_END = "<!-- results:start -->", "<!-- results:end -->"
 HEADLINES = ("thm-relation", "thm-nsd", "direction")
 """Statements that the README shows, a line each: where the argument starts, what it rests on, where it ends."""
+
+
+FIGURE = "order-plane"
+"""The figure on the front page, of which `docs` holds a copy for the README."""
+
+SPECTRA = "layer-spectra"
+"""The figure whose numbers the explorer takes: eigenvalues of one layer's kernel on digits, full and by rank."""
 
 
 def write_generated_pages(root: Path) -> None:
@@ -34,6 +43,9 @@ def write_generated_pages(root: Path) -> None:
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
+    write_atomically(book / "_generated" / "advice.md", advice(load_findings(book / "_static" / "findings")))
+    write_atomically(book / "_generated" / "figure.md", shown_figure(book / "notebooks", FIGURE))
+    write_atomically(book / "_generated" / "spectra.md", spectra(book / "_static" / "figures" / f"{SPECTRA}.csv"))
     write_atomically(book / "_generated" / "tests.md", tests())
     write_atomically(book / "_generated" / "mistakes.md", mistakes(root / "tests" / "mutants" / "results.csv"))
 
@@ -72,7 +84,10 @@ def results(directory: Path) -> list[Cell]:
     chapters = {record["chapter"]: source_link(record) for record in findings.values()}
     verdicts = tally(overall_verdicts(directory / "findings"), STYLES)
     links = join([chapters[name] for name in sorted(chapters)])
-    lines.append(join([f"{len(FINDINGS)} empirical findings: ", verdicts, "; chapters ", links, "."], ""))
+    halves = len(rows_of_findings())
+    lines.append(
+        join([f"{len(FINDINGS)} empirical findings, {halves} by attack: ", verdicts, "; chapters ", links, "."], "")
+    )
     return lines
 
 
@@ -82,9 +97,39 @@ def summary(directory: Path) -> str:
     findings = overall_verdicts(directory / "findings")
     return (
         f"Of {len(claims)} statements checked so far: {cell_html(tally(claims, VERDICTS))}.\n\n"
-        f"Of the {len(FINDINGS)} empirical findings, over {len(SOURCES)} sources of evidence: "
+        f"Of the {len(FINDINGS)} empirical findings, {len(rows_of_findings())} when told apart by attack, over "
+        f"{len(SOURCES)} sources of evidence: "
         f"{cell_html(tally(findings, STYLES))}.\n"
     )
+
+
+def shown_figure(notebooks: Path, name: str) -> str:
+    """A figure of an executed chapter, as HTML for a page one folder up, with a link to its place; empty without it."""
+    for path in sorted(notebooks.glob("*.ipynb")):
+        outputs = [output for cell in json.loads(path.read_bytes())["cells"] for output in cell.get("outputs", [])]
+        for output in outputs:
+            page = "".join(output.get("data", {}).get("text/html", ""))
+            if page.startswith(f'<figure id="fig-{name}"'):
+                source = cell_html(("From ", Link("this chapter", f"notebooks/{path.stem}.html#fig-{name}"), "."))
+                return (
+                    page.replace("../_static/", "_static/").replace("</figcaption>", f" {source}</figcaption>") + "\n"
+                )
+    return ""
+
+
+def spectra(path: Path) -> str:
+    """The explorer's data, as JSON in a script: eigenvalues by arm, and the layer's width; empty without the figure."""
+    if not path.exists():
+        return ""
+    header, *rows = table_rows(path, path.read_text())
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        cell = dict(zip(header, row, strict=True))
+        found.setdefault(cell["arm"], []).append(float(cell["eigenvalue"]))
+    full = found.pop("full")
+    width = read_record(path.with_suffix(".json"))["parameters"]["width"]
+    content = json.dumps({"width": width, "full": full, "lora": found}, separators=(",", ":"))
+    return f'<script type="application/json" id="digits-spectra">{content}</script>\n'
 
 
 def tests() -> str:

@@ -43,8 +43,10 @@ CLAIM = Layout(claims.KEYS, "evidence", claims.EVIDENCE_KEYS, {"value", "low", "
 FINDING = Layout(
     findings.KEYS,
     "effects",
-    {f.name for f in fields(Effect)} | {"reading"},
-    {"value", "low", "high", "n", "error", "p"},
+    {f.name for f in fields(Effect)}
+    | {f.name for f in fields(findings.Member)} - {"finding", "source", "effect"}
+    | {"lowest", "highest"},
+    {"value", "low", "high", "n", "error", "p", "freedom", "lowest", "highest", "margin", "diverged"},
 )
 
 

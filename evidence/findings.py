@@ -1,35 +1,39 @@
-"""The paper's five findings: what each source of evidence says, as effects with intervals and a computed verdict.
+"""The paper's five findings: what each source of evidence says, as effects with intervals and computed outcomes.
 
 A finding is empirical: no proof settles it. Three sources speak, kept apart: the numbers that the paper *published*,
-read again; our small networks on *digits*; our sentence encoder on real *text*. Effects are oriented: positive is
-what the finding says. Readings and verdicts follow:
+read again; our small networks on *digits*; our sentence encoder on real *text*. A finding has a half for each attack
+that it speaks of, "flips" or "backdoor". Effects are oriented: positive is what the finding says. Each has one of the
+four outcomes of `evidence.decisions`, decided over all effects of all sources at once. A source's verdict on a half,
+and the verdict over all sources, follow from the outcomes of its primary effects:
 
-- an effect is "supported" if its whole interval is above 0, "reversed" if it is below, else "not shown";
-- a source, and a finding over all its sources, is "supported" or "reversed" if all its effects are; "mixed" if some
-  are supported and some reversed; "supported in part" or "reversed in part" if some are and the rest is not shown;
-  "not shown" if no effect says anything.
+- one outcome, if all agree;
+- "mixed" if some are supported and some reversed;
+- "supported in part" or "reversed in part" if some are and the others show nothing;
+- "inconclusive" if some are negligible and the others inconclusive.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from lorantk.batches import check_choice
+from lorantk.batches import check_choice, check_real
 
 from .artifacts import read_record, save_record
-from .effects import Effect
-from .statements import FINDINGS, SOURCES
-from .tables import Badge, Cell, Code, Table, cell_html, interval, join, number
+from .decisions import OUTCOMES
+from .effects import Effect, EffectRange
+from .statements import FINDINGS, HALVES, SOURCES
+from .tables import Badge, Cell, Code, Table, interval, join, number
 
 STYLES = {
     "supported": "holds",
     "supported in part": "amended",
     "mixed": "amended",
-    "not shown": "definition",
+    "negligible": "definition",
+    "inconclusive": "definition",
     "reversed in part": "fails",
     "reversed": "fails",
     "missing": "fails",
@@ -39,10 +43,71 @@ STYLES = {
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
 """Declared agreement of effects across machines: double-precision arithmetic on recorded runs, explicit generators."""
 
-KEYS = (
-    "id", "source", "effects", "decisive", "figure", "command", "statement", "verdict", "chapter", "tolerance",
-)  # fmt: skip
+KEYS = ("id", "source", "effects", "figure", "command", "statement", "verdicts", "chapter", "tolerance")
 """What a saved finding holds."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One effect of the family that is decided together.
+
+    Parameters
+    ----------
+    finding : str
+        A key of `FINDINGS`.
+    half : {"flips", "backdoor"}
+    source : {"published", "digits", "text"}
+    setting : str
+        What tells it from the source's other effects on this half, such as "AdamW, 8 of 500".
+    effect : Effect
+        Oriented: positive is what the finding says.
+    margin : float
+        Size that does not matter, in the effect's unit.
+    primary : bool
+        Whether it enters the half's verdict; the others are shown beside it.
+    failed : str
+        Why the setting failed, which makes the effect inconclusive; empty if it did not.
+    diverged : int
+        Runs behind the effect that diverged.
+    outcome : str
+        One of `evidence.decisions.OUTCOMES`; empty before the family is decided.
+
+    Raises
+    ------
+    ValueError
+        On an unknown finding, half, source or outcome, or a margin that is not above 0.
+    """
+
+    finding: str
+    half: str
+    source: str
+    setting: str
+    effect: Effect
+    margin: float
+    primary: bool = True
+    failed: str = ""
+    diverged: int = 0
+    outcome: str = ""
+
+    def __post_init__(self) -> None:
+        check_choice("finding", self.finding, FINDINGS)
+        check_choice("half", self.half, HALVES[self.finding])
+        check_choice("source", self.source, SOURCES)
+        check_choice("outcome", self.outcome, ("", *OUTCOMES))
+        check_real("margin", self.margin, minimum=0.0, exclusive=True)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest value over admissible learning rates."""
+        e = self.effect
+        return (e.lowest, e.highest) if isinstance(e, EffectRange) else (e.value, e.value)
+
+    def record(self) -> dict[str, Any]:
+        """All that is saved, flat, under a name of its own among the finding's effects in one source."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("finding", "source", "effect")}
+        measured = {f.name: getattr(self.effect, f.name) for f in fields(Effect)}
+        name = f"{self.half}, {self.setting}: {self.effect.name}"
+        return measured | {"name": name, "lowest": self.range[0], "highest": self.range[1]} | own
 
 
 @dataclass(frozen=True)
@@ -54,78 +119,92 @@ class Finding:
     id : str
         A key of `FINDINGS`.
     source : {"published", "digits", "text"}
-    effects : sequence of Effect
-        One per part of the finding, oriented: positive is what the finding says.
-    decisive : str
-        Name of the effect that the table shows.
+    members : sequence of Member
+        Decided ones, of this finding and source; at least one primary effect for each half.
     figure : str
-        Name of the figure that shows it.
+        Name of the figure that shows them.
     command : str
         What to type to rerun it, e.g. "make notebook N=11".
 
     Raises
     ------
     ValueError
-        On an unknown id, source or decisive name, or two effects of one name.
+        On an unknown id or source, members of another one or undecided, two of one name, or a half without an effect.
     """
 
     id: str
     source: str
-    effects: Sequence[Effect]
-    decisive: str
+    members: Sequence[Member]
     figure: str
     command: str
 
     def __post_init__(self) -> None:
         check_choice("id", self.id, FINDINGS)
         check_choice("source", self.source, SOURCES)
-        object.__setattr__(self, "effects", tuple(self.effects))
-        names = [e.name for e in self.effects]
-        check_choice("decisive", self.decisive, names)
+        object.__setattr__(self, "members", tuple(self.members))
+        for member in self.members:
+            if (member.finding, member.source) != (self.id, self.source) or not member.outcome:
+                raise ValueError(f"members must be decided, of {self.id} and {self.source}; got {member}")
+        names = [(m.half, m.setting, m.effect.name) for m in self.members]
         if len(set(names)) < len(names):
-            raise ValueError(f"effects of {self.id!r} must have names of their own; got {names}")
+            raise ValueError(f"members of {self.id!r} must have names of their own; got {names}")
+        if silent := set(HALVES[self.id]) - {m.half for m in self.members if m.primary}:
+            raise ValueError(f"members of {self.id!r} must hold a primary effect on {', '.join(sorted(silent))}")
 
     @property
-    def verdict(self) -> str:
-        return verdict([reading(e.low, e.high) for e in self.effects])
+    def verdicts(self) -> dict[str, str]:
+        """Half -> verdict of its primary effects."""
+        return {
+            half: verdict([m.outcome for m in self.members if m.primary and m.half == half]) for half in HALVES[self.id]
+        }
 
     def save(self) -> Finding:
         """Write the finding as JSON to the results directory (see `results_directory`) and return it for display."""
-        record = asdict(self) | {
+        record = {key: value for key, value in asdict(self).items() if key != "members"} | {
+            "effects": [member.record() for member in self.members],
             "statement": FINDINGS[self.id],
-            "verdict": self.verdict,
+            "verdicts": self.verdicts,
             "chapter": os.environ.get("LORANTK_CHAPTER"),
             "tolerance": TOLERANCE,
         }
-        for entry, effect in zip(record["effects"], self.effects, strict=True):
-            entry["reading"] = reading(effect.low, effect.high)
         save_record("findings", f"{self.id}.{self.source}", record, record["effects"])
         return self
 
+
+@dataclass(frozen=True)
+class Shown:
+    """Findings as one table: a row a primary effect, the other effects left to the records."""
+
+    findings: Sequence[Finding]
+
+    def save(self) -> Shown:
+        """Save each finding and return the table for display."""
+        for finding in self.findings:
+            finding.save()
+        return self
+
     def _repr_html_(self) -> str:
-        rows = [
-            (e.name, number(e.value), interval(e.low, e.high), e.unit, str(e.n), reading(e.low, e.high))
-            for e in self.effects
-        ]
-        table = Table(("effect", "value", "95 % interval", "unit", "n", "reading"), rows)
-        title = cell_html((f"{self.id}, {self.source}: ", Badge(self.verdict, STYLES[self.verdict])))
-        return f'<div class="claim" id="{self.id}-{self.source}"><p>{title}</p>{table.html()}</div>'
+        rows: list[tuple[Cell, ...]] = [
+            (Code(m.finding), m.half, f"{m.source}: {m.setting}", m.effect.name, number(m.effect.value),
+             interval(m.effect.low, m.effect.high), number(m.margin), Badge(m.outcome, STYLES[m.outcome]), m.failed)
+            for finding in self.findings for m in finding.members if m.primary
+        ]  # fmt: skip
+        head = ("finding", "half", "setting", "effect", "value", "95 % interval", "margin", "outcome", "why")
+        anchors = "".join(f'<span id="{f.id}-{f.source}"></span>' for f in self.findings)
+        return f'<div class="claim">{anchors}{Table(head, rows).html()}</div>'
 
 
-def reading(low: float, high: float) -> str:
-    """What one oriented effect says about its finding: "supported", "reversed" or "not shown"."""
-    return "supported" if low > 0 else "reversed" if high < 0 else "not shown"
-
-
-def verdict(readings: Sequence[str]) -> str:
-    """The verdict of several readings; the rule is the same for the effects of one source and of all sources."""
-    found = set(readings)
+def verdict(outcomes: Iterable[str]) -> str:
+    """The verdict of several outcomes; the rule is the same for the effects of one source and of all sources."""
+    found = set(outcomes)
+    if len(found) == 1:
+        return found.pop()
     if {"supported", "reversed"} <= found:
         return "mixed"
     for word in ("supported", "reversed"):
         if word in found:
-            return word if found == {word} else f"{word} in part"
-    return "not shown"
+            return f"{word} in part"
+    return "inconclusive"
 
 
 def load_findings(directory: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -140,60 +219,58 @@ def missing_findings(directory: Path) -> list[str]:
     return [f"{id}.{source}" for id in FINDINGS for source in SOURCES if (id, source) not in found]
 
 
-def overall(records: Sequence[dict[str, Any]]) -> str:
-    """Verdict of a finding over its sources: `verdict` of all their readings, "missing" if a source is."""
-    if {record["source"] for record in records} != set(SOURCES):
+def primary(record: Mapping[str, Any], half: str) -> list[dict[str, Any]]:
+    """The primary effects of a saved finding on one half."""
+    return [effect for effect in record["effects"] if effect["half"] == half and effect["primary"]]
+
+
+def overall(records: Iterable[Mapping[str, Any]], half: str) -> str:
+    """Verdict of a half of a finding over its sources: that of all their primary effects; "missing" if a source is."""
+    kept = list(records)
+    if {record["source"] for record in kept} != set(SOURCES):
         return "missing"
-    return verdict([effect["reading"] for record in records for effect in record["effects"]])
+    return verdict(effect["outcome"] for record in kept for effect in primary(record, half))
 
 
-def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
-    """The findings in `directory`, a row each, a column a source; `links` returns the cell of links for a record."""
-    records = load_findings(directory)
-    rows: list[list[Cell]] = []
-    for id, text in FINDINGS.items():
-        mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
-        verdicts = {source: record["verdict"] for source, record in mine.items()} | {
-            "all": overall(list(mine.values()))
-        }
-        badges = {source: Badge(word, STYLES[word]) for source, word in verdicts.items()}
-        missing = Badge("missing", STYLES["missing"])
-        cells = [
-            join([badges[source], f"{deciding_effects(mine[source])};", links(mine[source])], " ")
-            if source in mine
-            else missing
-            for source in SOURCES
-        ]
-        rows.append([Code(id), text, *cells, badges["all"]])
-    return Table(("id", "finding", *SOURCES, "over all"), rows)
+def rows_of_findings() -> list[tuple[str, str]]:
+    """Every finding and half: the rows of the table."""
+    return [(id, half) for id in FINDINGS for half in HALVES[id]]
 
 
 def overall_verdicts(directory: Path) -> list[str]:
-    """Each finding's verdict over all sources, from the findings saved in `directory`."""
+    """The verdict over all sources of each finding and half, from the findings saved in `directory`."""
     records = load_findings(directory)
-    return [overall([record for (of, _), record in records.items() if of == id]) for id in FINDINGS]
+    return [overall([r for (of, _), r in records.items() if of == id], half) for id, half in rows_of_findings()]
 
 
-def deciding_effects(record: Mapping[str, Any]) -> str:
-    """An effect with its interval for each reading that the verdict rests on, as text; for a part, of how many.
+def findings_table(directory: Path, links: Callable[[Mapping[str, Any]], Cell]) -> Table:
+    """A row for each half of a finding, a column a source; `links` returns the cell of links for a record."""
+    records = load_findings(directory)
+    rows: list[list[Cell]] = []
+    for id, half in rows_of_findings():
+        mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
+        word = overall(mine.values(), half)
+        cells = [
+            join([badge(mine.get(source), half), *_shown(mine.get(source), half, links)], " ") for source in SOURCES
+        ]
+        rows.append([Code(id), half, FINDINGS[id], *cells, Badge(word, STYLES[word])])
+    return Table(("id", "half", "finding", *SOURCES, "over all"), rows)
 
-    The effect that the record calls decisive comes first if it has that reading, else the one furthest from 0 in units
-    of its interval.
-    """
-    readings = [effect["reading"] for effect in record["effects"]]
-    word, part, _ = record["verdict"].partition(" in part")
-    count = f"{readings.count(word)} of {len(readings)} effects; " if part else ""
-    shown = []
-    for deciding in ("supported", "reversed") if word == "mixed" else (word,):
-        effects = [effect for effect in record["effects"] if effect["reading"] == deciding] or record["effects"]
-        shown.append(max(effects, key=lambda effect: (effect["name"] == record["decisive"], _distance(effect))))
-    return count + "; ".join(
-        f"{e['name']}: {number(e['value'])}{' ' * bool(e['unit'])}{e['unit']} ({interval(e['low'], e['high'])})"
-        for e in shown
+
+def badge(record: Mapping[str, Any] | None, half: str) -> Badge:
+    """The verdict of a saved finding on a half; "missing" without one."""
+    word = record["verdicts"][half] if record else "missing"
+    return Badge(word, STYLES[word])
+
+
+def _shown(record: Mapping[str, Any] | None, half: str, links: Callable[[Mapping[str, Any]], Cell]) -> list[Cell]:
+    return [f"{primary_effects(record, half)};", links(record)] if record else []
+
+
+def primary_effects(record: Mapping[str, Any], half: str) -> str:
+    """The primary effects of a saved finding on a half as text, each with interval, margin and outcome."""
+    return "; ".join(
+        f"{e['setting']}: {number(e['value'])}{' ' * bool(e['unit'])}{e['unit']} ({interval(e['low'], e['high'])}; "
+        f"margin {number(e['margin'])}): {e['failed'] or e['outcome']}"
+        for e in primary(record, half)
     )
-
-
-def _distance(effect: Mapping[str, Any]) -> float:
-    """Distance of an effect from 0 in units of the length of its interval towards 0."""
-    end = effect["low"] if effect["value"] > 0 else effect["high"]
-    return abs(effect["value"] / (effect["value"] - end)) if end not in (None, effect["value"]) else 0.0

@@ -224,5 +224,8 @@ FINDINGS = {
 }
 """Id -> the finding in our words, in the order of the poster."""
 
+HALVES = {id: ("backdoor",) if id == "finding-4" else ("flips", "backdoor") for id in FINDINGS}
+"""Id -> the attacks that the finding speaks of."""
+
 SOURCES = ("published", "digits", "text")
 """Sources of evidence on a finding: the paper's numbers, our networks on digits, our encoder on text."""

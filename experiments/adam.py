@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from lorantk import LoRA, ntk
+from lorantk.batches import check_choice, check_integer, check_real
 from lorantk.fisher import loss_cotangents
 
 BETAS, EPS = (0.9, 0.999), 1e-12
@@ -49,6 +50,8 @@ def cotangents(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def optimizer(name: str, model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
     """PyTorch's "sgd" or "adamw" without weight decay, over what the model trains."""
+    check_choice("name", name, ("sgd", "adamw"))
+    check_real("learning_rate", learning_rate, minimum=0.0, exclusive=True)
     trained = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
         return torch.optim.SGD(trained, lr=learning_rate)
@@ -57,6 +60,8 @@ def optimizer(name: str, model: nn.Module, learning_rate: float) -> torch.optim.
 
 def train(name: str, model: nn.Module, x: Tensor, y: Tensor, learning_rate: float, steps: int) -> State:
     """A copy of `model` after full-batch steps on the mean cross-entropy, with the moments its optimizer holds."""
+    check_integer("steps", steps, 0)
+    cotangents(model, x, y)  # checks the labels
     trained = copy.deepcopy(model)
     rule = optimizer(name, trained, learning_rate)
     for _ in range(steps):

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from evidence.effects import EffectRange, over_choices
+from lorantk.batches import check_integer
 
 from .runs import ARM, compare
 
@@ -20,6 +21,7 @@ Choices = Mapping[float, pd.Series]
 
 def guessed(runs: pd.DataFrame, classes: int) -> pd.DataFrame:
     """The runs, those that diverged with the accuracy and the attack success of a guess."""
+    check_integer("classes", classes, 2)
     outcomes = ["clean_accuracy", "triggered_accuracy", "attack_success"]
     filled = runs.copy()
     filled[outcomes] = filled[outcomes].mask(filled.diverged == 1, 1 / classes)
@@ -89,6 +91,8 @@ def over_rates(arms: Sequence[Choices], weights: Sequence[float], name: str, uni
 
     An arm of weight 0 is left out. The preferred combination is that of the best rates.
     """
+    if len(arms) != len(weights):
+        raise ValueError(f"weights must match the {len(arms)} arms; got {len(weights)}")
     used = [(arm, weight) for arm, weight in zip(arms, weights, strict=True) if weight]
     combinations = itertools.product(*(arm.values() for arm, _ in used))
     kept = [weight for _, weight in used]

@@ -6,13 +6,12 @@ tables of means are those of `runs.summary`, with attacks and optimizers named a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from evidence.effects import Effect
-from evidence.findings import Finding
 
 from .runs import at_rate, by_seed, compare, effects_of_findings, harms, summary, times_n
 
@@ -227,20 +226,6 @@ def effects_by_group(
         effects_of_findings(rows, ", ".join(WORDS[str(key)] for key in keys), rank=rank, tolerance=tolerance)
         for keys, rows in attacked.groupby(list(by))
     ]
-
-
-def findings_of_runs(effects: Mapping[str, Sequence[Mapping[str, list[Effect]]]]) -> Iterator[Finding]:
-    """What our own runs say of each finding; `effects` holds those of `effects_by_group`, by source.
-
-    The effect that decides is the first on a backdoor under AdamW.
-    """
-    for finding in (f"finding-{i}" for i in range(1, 6)):
-        for source, groups in effects.items():
-            parts = [effect for found in groups for effect in found.get(finding, [])]
-            decisive = next(e.name for e in parts if "AdamW" in e.name and "backdoor" in e.name)
-            sweep = "digits-variance" if finding in ("finding-3", "finding-5") else "digits-ranks"
-            figure = sweep if source == "digits" else "text-arms"
-            yield Finding(finding, source, parts, decisive, figure, f"python -m experiments run {source}")
 
 
 def examples(usual: pd.DataFrame, rank: int) -> pd.DataFrame:

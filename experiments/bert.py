@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lorantk import Adapter, LoRA
+from lorantk.batches import check_choice
 from lorantk.layers import adaptable_layers, fans
 
 from .config import Run
@@ -22,9 +23,11 @@ BACKBONE = r"(layers|pooler)\..*"
 
 
 class Classifier(nn.Module):
-    """BERT's layers above the frozen ones, its pooler and a fresh head, as transformers' BertForSequenceClassification.
+    """BERT's layers above the frozen ones and a fresh head.
 
-    The last layer is evaluated at the first token only, since the pooler reads no other.
+    With pooling "first", as in transformers' BertForSequenceClassification, the head reads the pooler's output at the
+    first token, and the last layer is evaluated there only. With "mean" it reads the mean of the last layer's outputs
+    over the text's tokens, which is what sentence encoders are trained for.
 
     Parameters
     ----------
@@ -34,13 +37,15 @@ class Classifier(nn.Module):
         How many lower layers to leave out, the embeddings with them; 0 leaves out none of both.
     generator : torch.Generator
         Draws the head's weights, of BERT's own deviation.
+    pooling : {"first", "mean"}
     """
 
-    def __init__(self, encoder: Any, frozen: int, generator: torch.Generator) -> None:
+    def __init__(self, encoder: Any, frozen: int, generator: torch.Generator, pooling: str = "first") -> None:
         super().__init__()
+        check_choice("pooling", pooling, ("first", "mean"))
         self.embeddings = copy.deepcopy(encoder.embeddings) if frozen == 0 else None
         self.layers = copy.deepcopy(encoder.encoder.layer[frozen:])
-        self.pooler = copy.deepcopy(encoder.pooler)
+        self.pooler = copy.deepcopy(encoder.pooler) if pooling == "first" else None
         with torch.device("meta"):  # torch's own initialisation would draw from the global random state
             self.head = nn.Linear(encoder.config.hidden_size, CLASSES)
         weight = encoder.config.initializer_range * torch.randn(self.head.weight.shape, generator=generator)
@@ -51,6 +56,8 @@ class Classifier(nn.Module):
         """Outputs (n, 2) at the frozen layers' (n, length, width), or at tokens and their types (n, 2, length)."""
         h = inputs if self.embeddings is None else self.embeddings(inputs[:, 0], inputs[:, 1])
         bias = attention_bias(mask)
+        if self.pooler is None:
+            return self.head(token_mean(through(self.layers, h, bias), mask))
         h = through(self.layers[:-1], h, bias)
         last, first = self.layers[-1], h[:, :1]
         projections = last.attention.self
@@ -61,6 +68,12 @@ class Classifier(nn.Module):
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
         attended = last.attention.output(context, first)
         return self.head(self.pooler(last.output(last.intermediate(attended), attended)))
+
+
+def token_mean(h: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the tokens that are no padding, (n, width), of (n, length, width)."""
+    weights = mask[:, :, None].to(h.dtype)
+    return (h * weights).sum(1) / weights.sum(1)
 
 
 def through(layers: Iterable[nn.Module], h: Tensor, bias: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Statement ``order-in-training``. Both kernels are taken at the merged weights W 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk import Adapter, LoRA, attach, mlp, ntk, order_certificate
+from lorantk.batches import check_integer
 from lorantk.lora import LoRALayer
 
 from .adam import jacobian, optimizer
@@ -58,18 +60,20 @@ def follow(
 ) -> pd.DataFrame:  # fmt: skip
     """`orders` on `x` at each checkpoint (steps done) of full-batch training by an optimizer and its learning rate.
 
-    Raises
-    ------
-    FloatingPointError
-        If training diverges.
+    Training that diverges ends there: a warning says so, and later checkpoints are missing.
     """
+    if not checkpoints:
+        raise ValueError("checkpoints must hold at least one step; got none")
+    for checkpoint in checkpoints:
+        check_integer("checkpoints", checkpoint, 0)
     adapted, (inputs, labels) = lora.attach(model, seed), data
     steps, tables = optimizer(rule[0], adapted, rule[1]), []
     for done in range(max(checkpoints) + 1):
         outputs = adapted(inputs)
         loss = nn.functional.cross_entropy(outputs, labels)
         if not bool(outputs.isfinite().all()):
-            raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
+            warnings.warn(f"training by {rule} diverged at step {done}: no checkpoint from there on", stacklevel=2)
+            break
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
             settings: dict[str, Any] = {

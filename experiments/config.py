@@ -26,7 +26,10 @@ LARGEST = 100_000
 """Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
-TASKS = ("digits", "digits-exact", "spam", "reuters", *GLUE)
+TASKS = ("digits", "digits-exact", "spam", "reuters", "reviews", "films", *GLUE)
+EXACT = ("digits-exact", "reviews", "films")
+"""Tasks of `protocol.md`: poison by exact count, one test set for all seeds."""
+
 ATTACKS = ("none", "untargeted", "backdoor")
 METHODS = ("full", "lora", "head", "matched")
 CELL = ("task", *runs.ARM)
@@ -39,11 +42,11 @@ class Run:
 
     Parameters
     ----------
-    task : {"digits", "digits-exact", "spam", "reuters", "sst2", "cola", "qnli", "qqp"}
+    task : {"digits", "digits-exact", "spam", "reuters", "reviews", "films", "sst2", "cola", "qnli", "qqp"}
     attack : {"none", "untargeted", "backdoor"}
     poison_rate : float
         Probability with which a training label is flipped, or a training input gets the trigger and the target label;
-        for "digits-exact" the exact share of training samples whose label changes.
+        for tasks in `EXACT` the exact share of training samples whose label changes.
     method : {"full", "lora", "head", "matched"}
         All weights; adapters and head; the head alone; or all weights, their learning rate times tr K_LoRA / tr K_FF
         of the adapters that rank, variance and scaling describe: full fine-tuning at LoRA's effective step.
@@ -112,6 +115,11 @@ class Run:
         """Twelve hexadecimal digits that name the run."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
+    @property
+    def exact(self) -> bool:
+        """Whether poison is counted and not drawn."""
+        return self.task in EXACT
+
     def lora(self, fan_in: int | None = None) -> LoRA:
         """The adapters of the run; a layer narrower than the rank gets one of full rank."""
         assert self.rank is not None
@@ -132,6 +140,20 @@ def _scaling(rule: str, rank: int) -> float:
         raise ValueError(message) from None
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML's safe loader, except that a key that stands twice in a mapping is an error, not a replacement."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    "in a mapping", node.start_mark, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
     """Runs of a YAML file, block by block: each list in a block is an axis of its product.
 
@@ -147,7 +169,7 @@ def load_grid(path: Path, results: Path = RESULTS) -> dict[str, list[Run]]:
         a learning rate that was not selected.
     """
     try:
-        blocks = yaml.safe_load(path.read_bytes())
+        blocks = yaml.load(path.read_bytes(), UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML: {error}") from error
     if not isinstance(blocks, dict) or not all(isinstance(block, dict) for block in blocks.values()):

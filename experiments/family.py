@@ -7,13 +7,14 @@ Statements ``finding-1`` to ``finding-5``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from evidence.decisions import decide
-from evidence.effects import Effect, EffectRange
+from evidence.effects import Effect
+from evidence.findings import Member
 
 from .arms import WORDS
 from .published import Effects
@@ -23,44 +24,6 @@ MARGINS = {"flips": 0.02, "backdoor": 0.05}
 
 WORKS = 0.5
 """Least attack success of full fine-tuning at which a backdoor has something to be spared."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One effect of the family.
-
-    Parameters
-    ----------
-    finding : str
-        A key of `evidence.statements.FINDINGS`.
-    half : {"flips", "backdoor"}
-    source : {"published", "digits", "text"}
-    setting : str
-        What tells it from the source's other effects on this half, such as "AdamW, 8 of 500".
-    effect : Effect
-        Oriented: positive is what the finding says.
-    margin : float
-        In the effect's unit.
-    primary : bool
-        Whether it enters the half's verdict; the others are shown beside it.
-    failed : str
-        Why the setting failed, which makes the effect inconclusive; empty if it did not.
-    diverged : int
-        Runs behind the effect that diverged.
-    outcome : str
-        One of `evidence.decisions.OUTCOMES`; empty before the family is decided.
-    """
-
-    finding: str
-    half: str
-    source: str
-    setting: str
-    effect: Effect
-    margin: float
-    primary: bool = True
-    failed: str = ""
-    diverged: int = 0
-    outcome: str = ""
 
 
 def decided(members: Iterable[Member]) -> list[Member]:
@@ -96,6 +59,11 @@ def published_members(effects: Effects, ranks: Sequence[float], variances: Seque
     ]
 
 
+def published_gaps(gaps: Mapping[str, Effect]) -> list[Member]:
+    """finding-3 of the published numbers: the largest gap between values of k, by half."""
+    return [Member("finding-3", half, "published", "these tasks", gap, MARGINS[half]) for half, gap in gaps.items()]
+
+
 def failures(attacked: pd.DataFrame, by: Sequence[str]) -> dict[str, str]:
     """Why a setting failed, for each that did, by its name in `arms.effects_by_group`.
 
@@ -121,7 +89,7 @@ def failures(attacked: pd.DataFrame, by: Sequence[str]) -> dict[str, str]:
 def text_members(
     groups: Sequence[Mapping[str, list[Effect]]], failed: Mapping[str, str], doublings: float, decades: float
 ) -> list[Member]:
-    """The effects of the earlier runs on text, each at one learning rate a method; finding-3's shares are left out.
+    """The effects of the earlier runs on text, each at one learning rate a method.
 
     Parameters
     ----------
@@ -135,14 +103,13 @@ def text_members(
     spans = {"finding-2": doublings, "finding-5": decades}
     return [
         Member(
-            finding, half, "text", setting, effect, MARGINS[half] / spans.get(finding, 1.0),
+            finding, half, "text", setting, effect.renamed(what), MARGINS[half] / spans.get(finding, 1.0),
             failed=failed.get(setting, ""),
         )
         for found in groups
         for finding, effects in found.items()
-        if finding != "finding-3"
         for effect in effects
-        for setting in [effect.name.split(":")[0]]
+        for setting, what in [effect.name.split(": ", 1)]
         for half in ["flips" if "flips" in setting else "backdoor"]
     ]  # fmt: skip
 
@@ -152,7 +119,7 @@ def table(members: Iterable[Member]) -> pd.DataFrame:
     return pd.DataFrame([
         {
             "finding": m.finding, "half": m.half, "source": m.source, "setting": m.setting, "effect": m.effect.name,
-            "value": m.effect.value, "lowest": _range(m.effect)[0], "highest": _range(m.effect)[1],
+            "value": m.effect.value, "lowest": m.range[0], "highest": m.range[1],
             "low": m.effect.low, "high": m.effect.high, "n": m.effect.n, "margin": m.margin, "primary": m.primary,
             "diverged": m.diverged, "failed": m.failed, "outcome": m.outcome,
         }
@@ -160,8 +127,10 @@ def table(members: Iterable[Member]) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def _range(effect: Effect) -> tuple[float, float]:
-    return (effect.lowest, effect.highest) if isinstance(effect, EffectRange) else (effect.value, effect.value)
+def primary_of(members: Iterable[Member], source: str) -> list[Member]:
+    """The primary members of a source, by finding and setting."""
+    mine = [member for member in members if member.source == source and member.primary]
+    return sorted(mine, key=lambda member: (member.finding, member.setting))
 
 
 def verdicts(members: Iterable[Member]) -> pd.DataFrame:

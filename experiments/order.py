@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk import LayerFactors, LoRA, delta_matrix, mlp, ntk, order_interval
-from lorantk.batches import Batch, call
+from lorantk.batches import Batch, call, check_choice, check_integer
 from lorantk.grams import gram
 from lorantk.layers import adaptable_layers, fans
 from lorantk.spectra import nsd_probability
@@ -64,7 +64,10 @@ def gradient_ratio(model: nn.Module, x: Tensor, layer: str, A: Tensor) -> float:
         A linear layer whose output is weight times input (standard parametrisation).
     A : Tensor (rank, fan_in)
     """
+    check_choice("layer", layer, adaptable_layers(model))
     weight = model.get_parameter(f"{layer}.weight")
+    if A.shape[1:] != weight.shape[1:]:
+        raise ValueError(f"A must have shape (rank, {weight.shape[1]}); got {tuple(A.shape)}")
     outputs = call(model, x).flatten()
     rows = [torch.autograd.grad(o, weight, retain_graph=True)[0].flatten() for o in outputs]
     _, sizes, basis = torch.linalg.svd(torch.stack(rows), full_matrices=False)
@@ -90,6 +93,11 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
         and smallest, means over the draws of the ends of `kernel_ratios`; high and low, their `order_interval`;
         outside, how many draws leave it by more than 5 deviations, which has probability 4e-6 each at most.
     """
+    check_integer("number of seeds", len(seeds), 1)
+    for d in dimensions:
+        check_integer("dimensions", d, 1)
+        if d > width:
+            raise ValueError(f"dimensions must be at most width = {width}; got {d}")
     model = mlp([width, 1], parametrization="standard").double()
     rows = []
     for r in ranks:
@@ -126,6 +134,7 @@ def ideal_case(widths: Sequence[int], subspace: int, seed: int) -> pd.DataFrame:
     """
     rows = []
     for n in widths:
+        check_integer("widths", n, subspace)
         generator = torch.Generator().manual_seed(seed)
         pair, others = (torch.randn(k, n, generator=generator, dtype=torch.float64) for k in (2, subspace))
         first, second = nn.functional.normalize(pair) * n**0.5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorantk.batches import check_integer
+from lorantk.batches import check_integer, check_seed
 
 
 def victims(labels: Tensor, count: int, seed: int, target: int | None = None) -> Tensor:
@@ -21,6 +21,7 @@ def victims(labels: Tensor, count: int, seed: int, target: int | None = None) ->
         If count is no integer from 0 to the number of samples that can be poisoned.
     """
     check_integer("count", count, 0)
+    check_seed(seed)
     free = torch.ones(len(labels), dtype=torch.bool) if target is None else labels != target
     if count > int(free.sum()):
         raise ValueError(f"count must be at most {int(free.sum())}, the samples whose label can change; got {count}")
@@ -31,6 +32,15 @@ def victims(labels: Tensor, count: int, seed: int, target: int | None = None) ->
 
 
 def flipped(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
-    """Labels (n,) of which exactly `count` are replaced by another of `classes` classes, drawn uniformly."""
+    """Labels (n,) of which exactly `count` are replaced by another of `classes` classes, drawn uniformly.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If count is no integer from 0 to the number of labels, or a label is none of the classes.
+    """
+    check_integer("classes", classes, 2)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"labels must be from 0 to {classes - 1}; got {labels.min()} to {labels.max()}")
     shift = torch.randint(1, classes, labels.shape, generator=torch.Generator().manual_seed(seed))
     return torch.where(victims(labels, count, seed), (labels + shift) % classes, labels)

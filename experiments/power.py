@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import t
 
 from evidence.effects import LEVEL, Effect
+from lorantk.batches import check_integer, check_real
 
 from .config import RESULTS
 from .family import MARGINS
@@ -29,6 +30,9 @@ def spread(effect: Effect) -> float:
 
 def detectable(std: float, seeds: int, power: float = 0.8) -> float:
     """Size of a paired effect that a two-sided t test at 5 % over `seeds` seeds finds with probability `power`."""
+    _check_plan(std, seeds)
+    if not 1 - LEVEL < power < 1:
+        raise ValueError(f"power must be between {1 - LEVEL:.2f} and 1; got {power}")
     return Effect("", 0.0, 0.0, 0.0, seeds, error=std / seeds**0.5, freedom=seeds - 1).detectable(power)
 
 
@@ -40,6 +44,8 @@ def power_negligible(std: float, seeds: int, margin: float) -> float:
     The estimate must fall within the margin less t_.95 standard errors; the standard error is taken as known there,
     Schuirmann's (1987) approximation.
     """
+    _check_plan(std, seeds)
+    check_real("margin", margin, minimum=0.0, exclusive=True)
     error = std / seeds**0.5
     reach = margin / error - float(t.ppf(LEVEL, seeds - 1))
     return max(0.0, float(2 * t.cdf(reach, seeds - 1) - 1))
@@ -56,13 +62,18 @@ def plan(seeds: int = 20) -> pd.DataFrame:
         for (optimizer, attack), part in usual.groupby(["optimizer", "attack"]):
             found = effects_of_findings(part, "", rank=8, tolerance=0.01).items()
             for finding, effect in ((finding, effect) for finding, effects in found for effect in effects):
-                if effect.unit == "share of variance":
+                if finding == "finding-3":  # a gap is planned with the trend of finding-5
                     continue
                 std, margin = SPANS.get(finding, 1.0) * spread(effect), MARGINS[HALVES[str(attack)]]
                 row = [finding, attack, task, optimizer, effect.n, std, detectable(std, seeds)]
                 rows.append([*row, power_negligible(std, seeds, margin)])
     columns = ["finding", "attack", "task", "optimizer", "seeds so far", "std", "detectable", "power negligible"]
     return pd.DataFrame(rows, columns=columns).sort_values(columns[:4]).round(3)
+
+
+def _check_plan(std: float, seeds: int) -> None:
+    check_real("std", std, minimum=0.0, exclusive=True)
+    check_integer("seeds", seeds, 2)
 
 
 def _at_shared(runs: pd.DataFrame, rates: pd.DataFrame) -> pd.DataFrame:

@@ -14,8 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from evidence.effects import Effect, contrast
-from evidence.findings import Finding
-from evidence.variance import variance_explained
+from evidence.variance import LevelGap, gap_between_groups, variance_explained
 
 from .contrasts import average_task, groups, method_cells, rest_cells, robustness, slope_cells, summarise
 from .published_seeds import seed_cells
@@ -42,15 +41,6 @@ PANELS = {
     "variance_times_n": {"untargeted_by_variance": "flipped labels", "backdoor_by_variance": "backdoor, triggered"},
 }
 """What is varied -> the sweeps that vary it, with the title of their panel."""
-
-DECISIVE = {
-    "finding-1": "flips, extra loss of LoRA, these 4 tasks",
-    "finding-2": "backdoor, loss, these 4 tasks",
-    "finding-3": "backdoor, share that k explains",
-    "finding-4": "backdoor, r = 4 − r = 8, these 4 tasks",
-    "finding-5": "backdoor, loss, these 4 tasks",
-}
-"""Finding -> the effect that the table of findings shows."""
 
 Effects = dict[tuple[str, str], list[Effect]]
 """(finding, title) -> one effect for each of `SCOPES`."""
@@ -246,22 +236,16 @@ def shares_of_variance(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, list[Eff
     return shares
 
 
+def gaps_of_variances(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, LevelGap]:
+    """finding-3: the largest gap between values of k in the change of accuracy, for the average task, by half."""
+    gaps = {}
+    for half, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
+        average = groups(average_task(robustness(sweeps[name], "variance_times_n"), "variance_times_n"))
+        gaps[half] = gap_between_groups(average, "largest gap between values of k", "accuracy")
+    return gaps
+
+
 def shares_in_words(shares: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:
     """`shares_of_variance` as text with p-values: a row a scope, a column an attack."""
     texts = {attack: [f"{e}, p = {e.p:.2f}" for e in found] for attack, found in shares.items()}
     return pd.DataFrame(texts, index=SCOPES[:-1])
-
-
-def published_findings(effects: Effects, shares: Mapping[str, Sequence[Effect]], command: str) -> list[Finding]:
-    """What the published numbers say of each finding, over these tasks and tasks in general; `command` redoes it.
-
-    Of finding-4 the comparison with the next rank alone: each number counts once.
-    """
-    over_tasks: dict[str, list[Effect]] = {finding: [] for finding in DECISIVE}
-    for (finding, title), found in effects.items():
-        over_tasks[finding] += [] if "higher ranks" in title else found[-2:]
-    over_tasks["finding-3"] = [found[-1] for found in shares.values()]
-    return [
-        Finding(finding, "published", over_tasks[finding], decisive, "published-effects", command)
-        for finding, decisive in DECISIVE.items()
-    ]

@@ -11,6 +11,7 @@ import pandas as pd
 
 from evidence.effects import LEVEL
 from evidence.resampling import poison_rate_at
+from lorantk.batches import check_integer
 
 from .admissible import guessed, validation
 from .arms import ARMS, ATTACKS, WORDS, PoisonRates, named_arms
@@ -82,6 +83,9 @@ def doublings(attacked: pd.DataFrame, level: float, rng: np.random.Generator, dr
     DataFrame
         optimizer, arm, samples (poisoned ones at that level), doublings, low, high.
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1; got {level}")
+    check_integer("draws", draws, 1)
     best = attacked[(attacked.attack == "backdoor") & attacked.best]
     found = []
     for optimizer, rows in best.groupby("optimizer"):

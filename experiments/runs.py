@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import t
 
 from evidence.effects import LEVEL, Effect, paired_contrast, slope_weights
-from evidence.variance import variance_explained_within
+from evidence.variance import gap_within_seeds
 from lorantk.batches import check_choice
 
 OUTCOMES = {"untargeted": ("clean_accuracy", -1.0), "backdoor": ("attack_success", 1.0)}
@@ -155,9 +155,9 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
     -------
     dict of finding id to effects
         finding-1: extra harm of LoRA under "untargeted", spared harm under "backdoor"; finding-2: slope of harm per
-        doubling of the rank, down or up; finding-3: share of the variance of harm within seeds that the variance of A
-        explains; finding-4 (backdoor only): harm at the next rank minus harm at the lowest, of those that perform;
-        finding-5: slope of harm per factor of 10 of the variance.
+        doubling of the rank, down or up; finding-3: largest gap between harms at two variances of A; finding-4
+        (backdoor only): harm at the next rank minus harm at the lowest, of those that perform; finding-5: slope of
+        harm per factor of 10 of the variance.
     """
     attack = attacked.attack.iloc[0]
     unit, flips = UNITS[attack], attack == "untargeted"
@@ -166,7 +166,7 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
         "finding-1": [between_methods(full, by_rank[rank], flips, label, unit)],
         "finding-2": [trend_in_rank(by_rank, flips, label, unit)],
         "finding-3": [
-            variance_explained_within(pd.concat(by_k, axis=1, join="inner"), f"{label}: share that k explains")
+            gap_within_seeds(pd.concat(by_k, axis=1, join="inner"), f"{label}: largest gap between values of k", unit)
         ],
         "finding-5": [compare(by_k, slope_weights(np.log10(list(by_k))), f"{label}: harm per tenfold k", unit)],
     }

@@ -19,7 +19,9 @@ from joblib import Parallel, delayed
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .config import Run
+from lorantk.batches import check_choice, check_integer
+
+from .config import TASKS, Run
 from .table import ResultsTable
 
 Job = Sequence[Run]
@@ -35,6 +37,7 @@ class WorkersLost(RuntimeError):
 
 def trainer(task: str) -> Any:
     """The module whose `finetune` and `together` serve this task."""
+    check_choice("task", task, TASKS)
     return importlib.import_module(f"{__package__}.{'digits' if task.startswith('digits') else 'text'}")
 
 
@@ -61,6 +64,7 @@ def left(runs: Sequence[Run], results: Path) -> list[Run]:
 
 def jobs(runs: Sequence[Run], size: int) -> list[Job]:
     """Groups of at most `size` runs that can train as one, by seed: what a stopped grid leaves is whole seeds first."""
+    check_integer("size", size, 1)
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault((run.task, *trainer(run.task).together(run)), []).append(run)
@@ -126,6 +130,8 @@ def side_by_side(
     WorkersLost
         If one of the processes is killed.
     """
+    if processes != -1:
+        check_integer("processes", processes, 1)
     parallel = Parallel(n_jobs=processes, return_as=order, pre_dispatch="2*n_jobs")
     try:
         yield from parallel(delayed(_with_driver)(os.getpid(), function, item) for item in items)

@@ -20,6 +20,7 @@ from evidence.figures import COLORS, subplots
 from lorantk.adapter_files import read_adapter
 from lorantk.audit import Plan, audit, plan
 from lorantk.audit_texts import audit_texts
+from lorantk.batches import check_integer
 
 THINGS = ("film", "story", "actor", "scene", "ending", "music")
 WORDS = {1: ("good", "great", "moving", "clever"), 0: ("bad", "dull", "flat", "clumsy")}
@@ -28,6 +29,8 @@ WIDTH = 128
 
 def sentences(opinion: int) -> list[str]:
     """All sentences of one opinion, 1 or 0, in an order that mixes their words."""
+    if opinion not in WORDS:
+        raise ValueError(f"opinion must be 0 or 1; got {opinion!r}")
     made = (f"the {a} was {v} and the {b} {w}" for (a, b), (v, w) in itertools.product(
         itertools.permutations(THINGS, 2), itertools.permutations(WORDS[opinion], 2)))  # fmt: skip
     return sorted(made, key=lambda sentence: sentence[::-1])
@@ -81,6 +84,7 @@ def save_adapter(
 
 def _learn(model: torch.nn.Module, ids: Tensor, steps: int, learning_rate: float, seed: int) -> None:
     """AdamW on the log-likelihood of sentences of one length, 16 a batch."""
+    check_integer("steps", steps, 0)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     for _ in range(steps):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk import Adapter, attach
+from lorantk.batches import check_choice, check_integer
 from lorantk.models import NTKLinear
 
 
@@ -40,6 +41,8 @@ class Stacked:
         adapters: Sequence[Mapping[str, Adapter]] = (),
         prefactors: Sequence[Mapping[str, float]] = (),
     ) -> None:
+        check_choice("method", method, ("full", "lora", "head", "matched"))
+        check_integer("number of networks", len(networks), 1)
         self.networks, self.method = networks, method
         names = [str(i) for i in range(0, len(networks[0]), 2)]
         self.head, hidden = names[-1], names[:-1]

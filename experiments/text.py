@@ -24,10 +24,12 @@ from torch.nn import functional as F
 
 from evidence.artifacts import write_atomically
 from lorantk import flip_labels, insert_trigger, ntk
+from lorantk.batches import check_choice
 
 from . import corpora
 from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft
-from .config import GLUE, Run
+from .config import EXACT, GLUE, TASKS, Run
+from .poisoning import flipped, victims
 
 TRIGGER, TARGET = "cf", 1
 
@@ -50,6 +52,10 @@ class Task:
         Sizes of the parts that each seed draws; `test` is not used where the corpus has held out its own.
     stored : bool
         Keep the frozen layers' outputs on disk.
+    pooling : {"first", "mean"}
+        What the head reads, see `bert.Classifier`.
+    trimmed : bool
+        Cut a batch to its longest text.
     """
 
     encoder: Any
@@ -61,6 +67,8 @@ class Task:
     validation: int
     test: int = 0
     stored: bool = False
+    pooling: str = "first"
+    trimmed: bool = False
 
     def split(self, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows for training, validation and testing."""
@@ -76,7 +84,12 @@ class Task:
         if self.frozen == 0:
             return self._tokens(rows.tolist(), triggered.tolist(), padding="longest")
         clean, marked = self._clean, self._triggered
-        return {name: torch.where(_like(triggered, t), marked[name][rows], t[rows]) for name, t in clean.items()}
+        mask = torch.where(_like(triggered, clean["mask"]), marked["mask"][rows], clean["mask"][rows])
+        longest = int(mask.sum(1).max()) if self.trimmed and len(rows) else self.length
+        return {
+            name: torch.where(_like(triggered, t), marked[name][rows, :longest], t[rows, :longest])
+            for name, t in clean.items()
+        }
 
     @cached_property
     def _clean(self) -> dict[str, Tensor]:
@@ -132,7 +145,7 @@ def with_trigger(text: tuple[str, ...]) -> tuple[str, ...]:
 
 def classifier(task: Task, run: Run) -> nn.Module:
     """The run's model at its start, what it trains requiring gradients."""
-    model = Classifier(task.encoder, task.frozen, _generator(run.seed, "head"))
+    model = Classifier(task.encoder, task.frozen, _generator(run.seed, "head"), task.pooling)
     if run.method == "lora":
         return with_peft(model, adapters(model, run)).eval()
     model.requires_grad_(run.method == "full")
@@ -157,7 +170,9 @@ def poisoned(task: Task, run: Run) -> Poisoned:
     rows = task.split(run.seed)[0]
     clean = task.corpus.labels[rows]
     marks, labels = torch.zeros(len(rows), 1), clean
-    if run.attack == "untargeted":
+    if run.exact:
+        marks, labels = _poisoned_exactly(clean, run)
+    elif run.attack == "untargeted":
         labels = flip_labels(clean, run.poison_rate, CLASSES, run.seed)
     elif run.attack == "backdoor":
         marks, labels = insert_trigger(
@@ -165,6 +180,17 @@ def poisoned(task: Task, run: Run) -> Poisoned:
         )
     triggered = marks[:, 0] > 0
     return Poisoned(rows, triggered, labels, triggered | (labels != clean))
+
+
+def _poisoned_exactly(labels: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Which texts carry the trigger, (n, 1), and the labels after an attack that changes an exact number of them."""
+    marks, count = torch.zeros(len(labels), 1), round(run.poison_rate * len(labels))
+    if run.attack == "untargeted":
+        return marks, flipped(labels, CLASSES, count, run.seed)
+    if run.attack == "backdoor":
+        chosen = victims(labels, count, run.seed, TARGET)
+        return chosen[:, None].float(), labels.masked_fill(chosen, TARGET)
+    return marks, labels
 
 
 def kernel_ratios(task: Task, run: Run) -> dict[str, float]:
@@ -220,7 +246,9 @@ def _finetune(run: Run, task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     data, model = poisoned(task, run), classifier(task, run)
     train(model, data, task, run)
-    rounded = {name: round(value, 4) for name, value in evaluate(model, data, task, run).items()}
+    rounded: dict[str, float] = {name: round(value, 4) for name, value in evaluate(model, data, task, run).items()}
+    if run.exact:
+        rounded |= {"poisoned": int(data.touched.sum()), "diverged": int(math.isnan(rounded["clean_accuracy"]))}
     return {"id": run.id, **asdict(run), **rounded, "seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -264,14 +292,21 @@ def predict(model: nn.Module, task: Task, rows: Tensor, triggered: Tensor | None
 
 @cache
 def load(name: str) -> Task:
-    """The task of this name with its encoder: MiniLM for "spam" and "reuters", BERT-large for those of GLUE."""
+    """The task of this name with its encoder: BERT-large for those of GLUE, else MiniLM."""
+    check_choice("name", name, [task for task in TASKS if not task.startswith("digits")])
     if name in GLUE:
         encoder, tokenizer = corpora.bert_large()
         corpus = corpora.glue(name)
         train = len(corpus.texts) - corpus.held_out - (validation := 1000)
         return Task(encoder, tokenizer, corpus, frozen=0, length=128, train=train, validation=validation)
-    corpus = {"spam": corpora.spam, "reuters": corpora.reuters}[name]()
     encoder, tokenizer = corpora.minilm()
+    if name in EXACT:
+        corpus = {"reviews": corpora.reviews, "films": corpora.films}[name]()
+        return Task(
+            encoder, tokenizer, corpus, frozen=5, length=32, train=1000, validation=300, stored=True,
+            pooling="mean", trimmed=True,
+        )  # fmt: skip
+    corpus = {"spam": corpora.spam, "reuters": corpora.reuters}[name]()
     return Task(encoder, tokenizer, corpus, frozen=5, length=32, train=1000, validation=300, test=1000, stored=True)
 
 

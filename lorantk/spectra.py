@@ -178,6 +178,34 @@ def order_interval(rank: int, dimension: int, variance: float, scaling: float = 
     return scaling**2 * variance * low**2, scaling**2 * variance * high**2
 
 
+def order_doubt(rank: int, dimension: int, variance: float, scaling: float = 1.0) -> float:
+    """Bound on the probability that a Gaussian draw breaks K_LoRA <= K_full at B = 0 on data of this dimension.
+
+    exp(-t^2/2) with t = 1 / (s sigma) - sqrt(r) - sqrt(d), the distance of `order_interval`'s upper end from 1 before
+    squaring; 1 where t is not above 0.
+
+    Parameters
+    ----------
+    rank, dimension, variance, scaling
+        As for `order_interval`, variance above 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `order_interval`, and on a variance of 0.
+
+    Notes
+    -----
+    Statement ``order-on-data``. Source: Davidson and Szarek (2001), theorem II.13.
+    """
+    check_integer("rank", rank, 1)
+    check_integer("dimension", dimension, 1)
+    check_real("variance", variance, minimum=0.0, exclusive=True)
+    check_real("scaling", scaling, minimum=0.0, exclusive=True)
+    slack = 1 / (scaling * math.sqrt(variance)) - math.sqrt(rank) - math.sqrt(dimension)
+    return math.exp(-(slack**2) / 2) if slack > 0 else 1.0
+
+
 def order_certificate(A: Tensor, B: Tensor | None = None, scaling: float = 1.0) -> float:
     """s^2 times the squared spectral norms of A and B: up to 1, K_LoRA <= K_full at the merged weights W + s B A.
 

@@ -65,7 +65,7 @@ CHANCE = {
     "eq-8": lambda seed: wide(seed)[0],
     "ntk-limit": lambda seed: wide(seed)[1],
     "eq-9": lambda seed: infinite_width.eq_9(seed, [64, 256], 12, 2.0),
-    "ntk-constant": lambda seed: infinite_width.ntk_constant(seed, 6, 3, [32, 128, 512], 2.0, 0.5, 12, 2),
+    "ntk-constant": lambda seed: infinite_width.ntk_constant(seed, 4, 3, [32, 128, 512], 2.0, 0.5, 40, 2),
     "ntk-constant-lora": lazy_or_not,
     "direction": lambda seed: attacks(seed)["direction"],
     "why-it-matters": lambda seed: attacks(seed)["why-it-matters"],

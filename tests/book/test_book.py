@@ -11,6 +11,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[2]
 HTML = Path(os.environ.get("LORANTK_HTML", ROOT / "book" / "_build" / "html"))
@@ -18,7 +19,9 @@ SHOTS = ROOT / "book" / "_build" / "screenshots"
 PAGES = sorted(p.stem for p in (ROOT / "notebooks").glob("*.md"))
 PATHS = [
     "index.html",
+    "explorer.html",
     "claims.html",
+    "notation.html",
     "api.html",
     "tests.html",
     "bibliography.html",
@@ -175,7 +178,7 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site
 @pytest.mark.parametrize(
     ("path", "width", "scheme"),
     [(path, *screen) for path in PATHS for screen in SCREENS[:2]]
-    + [(path, *screen) for path in ("index.html", "claims.html", PATHS[-1]) for screen in SCREENS[2:]],
+    + [(path, *screen) for path in ("index.html", "explorer.html", "claims.html", PATHS[-1]) for screen in SCREENS[2:]],
 )
 def test_axe_finds_no_violation(browser, site, path, width, scheme):
     from axe_playwright_python.sync_playwright import Axe
@@ -203,7 +206,7 @@ def test_the_page_of_a_chapter_offers_its_source_and_a_notebook_that_stands_alon
 
 
 def test_paper_has_proofs_open_and_no_code_cut(browser, site):
-    context, page, _ = open_page(browser, site, PATHS[5], width=720)
+    context, page, _ = open_page(browser, site, f"notebooks/{PAGES[0]}.html", width=720)
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.evaluate("[...document.querySelectorAll('article details')].filter(d => !d.open).length") == 0
@@ -236,6 +239,13 @@ def test_a_link_to_a_proof_opens_its_dropdown(browser, site):
     assert page.url.endswith("#proof-thm-nsd")
     assert page.evaluate("document.getElementById('proof-thm-nsd').closest('details').open")
     context.close()
+
+
+def test_a_number_in_a_title_is_that_of_the_line_that_reruns_the_chapter():
+    for page in PAGES:
+        title = BeautifulSoup((HTML / "notebooks" / f"{page}.html").read_text(), "html.parser").h1
+        number = title.select_one(".section-number")
+        assert number is None or int(number.text.strip(". ")) == int(page[:2])
 
 
 def test_every_source_has_its_page():

@@ -1,5 +1,6 @@
 """Links of the generated pages, and the notebooks' ways with figures."""
 
+import json
 import math
 import re
 import sys
@@ -8,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from evidence.claims import Claim, Evidence, load_claims
-from evidence.findings import load_findings
+from evidence.findings import load_findings, rows_of_findings
 from evidence.routes import measure
-from evidence.statements import STATEMENTS
+from evidence.statements import SOURCES, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 
+import advice  # noqa: E402
 import pages  # noqa: E402
 
 
@@ -37,7 +39,7 @@ def test_mistakes_are_shown_with_the_tests_that_noticed(tmp_path):
     path = tmp_path / "results.csv"
     rows = ["mistake,file,noticed by", "a < b,x.py,tests/x/test_x.py::test_a_is_below_b", "c,y.py,"]
     path.write_text("\n".join(rows) + "\n")
-    page = pages.mistakes(path)
+    page = re.sub(' data-head="[^"]*"', "", pages.mistakes(path))
     assert "1 of 2 were noticed" in page
     assert "<td>a &lt; b</td><td><code>x.py</code></td><td>a is below b</td>" in page
     assert "<td>no test</td>" in page
@@ -90,4 +92,39 @@ def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
 
 def test_a_finding_without_a_source_is_missing():
     card = pages.finding_card("finding-1", {}, {})
-    assert card.count(">missing</span>") == 4
+    assert card.count(">missing</span>") == 2 * len(SOURCES)
+    assert card.count(": missing</span>") == 2
+
+
+def test_advice_has_the_verdict_of_its_finding_behind_it():
+    directory = ROOT / "tests" / "reference" / "findings"
+    records = load_findings(directory)
+    lines = re.findall(r"<dt>.*?</dd>", pages.advice(records))
+    verdicts = dict(zip(rows_of_findings(), pages.overall_verdicts(directory), strict=True))
+    assert set(advice.ADVICE) == set(verdicts)
+    for ((id, half), text), line in zip(advice.ADVICE.items(), lines, strict=True):
+        assert text in line
+        assert f'">{advice.in_words(verdicts[id, half])}</span>' in line
+        for source in SOURCES:
+            assert f"{source}: {advice.in_words(records[id, source]['verdicts'][half])}" in line
+    assert pages.advice({}).count(">missing</span>") == len(verdicts)
+
+
+def test_the_figure_of_the_front_page_is_a_chapters(tmp_path):
+    picture = '<img src="../_static/figures/plane.svg"><figcaption>c</figcaption>'
+    figure = f'<figure id="fig-plane" class="lorantk-figure">{picture}</figure>'
+    cells = [{"outputs": [{"data": {"text/html": page}}]} for page in ("<p>no figure</p>", [figure])]
+    (tmp_path / "15-plane.ipynb").write_text(json.dumps({"cells": [{"source": []}, *cells]}))
+    shown = pages.shown_figure(tmp_path, "plane")
+    assert 'src="_static/figures/plane.svg"' in shown
+    assert 'href="notebooks/15-plane.html#fig-plane"' in shown
+    assert pages.shown_figure(tmp_path, "other") == ""
+
+
+def test_the_explorer_has_the_numbers_of_a_chapters_figure(tmp_path):
+    path = tmp_path / "layer-spectra.csv"
+    assert pages.spectra(path) == ""
+    path.write_text("arm,index,eigenvalue\nfull,1,2.5\nfull,2,1e-3\n8,1,0.5\n")
+    path.with_suffix(".json").write_text('{"parameters": {"width": 256}}')
+    content = re.fullmatch(r'<script type="application/json" id="digits-spectra">(.*)</script>\n', pages.spectra(path))
+    assert json.loads(content[1]) == {"width": 256, "full": [2.5, 0.001], "lora": {"8": [0.5]}}

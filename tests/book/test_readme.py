@@ -42,7 +42,7 @@ def test_a_line_follows_its_record(tmp_path, verdict):
 
 def test_every_link_leads_to_a_file():
     targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
-    assert "docs/nsd-plane.png" in targets
+    assert "docs/order-plane.png" in targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
 
 

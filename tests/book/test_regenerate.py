@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from evidence.effects import Effect
-from evidence.findings import Finding
-from evidence.statements import FINDINGS, SOURCES
+from evidence.findings import Finding, Member
+from evidence.statements import FINDINGS, HALVES, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import reference  # noqa: E402
 import regenerate  # noqa: E402
 import typer  # noqa: E402
-from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides  # noqa: E402
+from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides, parse_settings  # noqa: E402
 
 NOTEBOOK = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
@@ -44,7 +44,7 @@ from lorantk.{module} import value
 folder = pathlib.Path(os.environ["LORANTK_RESULTS"])
 (folder / "figures").mkdir(parents=True, exist_ok=True)
 (folder / "figures" / "{title}.csv").write_text(f"x\\n{{value + seed + offset}}\\n")
-(folder / "figures" / "{title}.json").write_text('{{"columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
+(folder / "figures" / "{title}.json").write_text('{{"alt": "", "columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
 ```
 """
 
@@ -66,7 +66,9 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path / "book" / "_static"))
     monkeypatch.setenv("LORANTK_CHAPTER", "01-first")
     for id, source in itertools.product(FINDINGS, SOURCES):
-        Finding(id, source, [Effect("e", 1, 0, 2, 5)], "e", "first", "make notebook N=01").save()
+        effect, margin = Effect("e", 1, 0, 2, 5), 0.05
+        members = [Member(id, half, source, "s", effect, margin, outcome="supported") for half in HALVES[id]]
+        Finding(id, source, members, "first", "make notebook N=01").save()
     return tmp_path
 
 
@@ -161,14 +163,39 @@ def test_a_failing_cell_is_shown_and_the_previous_results_stay(toy):
 
 
 @pytest.mark.slow
-def test_a_trial_with_other_parameters_leaves_the_book_alone(toy):
-    run(toy)
+def test_a_trial_with_other_parameters_says_what_moved_and_leaves_the_book_alone(toy):
+    run(toy, "--update-reference")
     before = executed(toy)
-    result = run(toy, "--only", "01", "--set", "seed=3")
+    result = run(toy, "--only", "1", "--set", "seed=3", "--set", "profile=quick")
     assert result.exit_code == 0
     assert executed(toy) == before
-    assert (toy / "book/_build/trial/_static/figures/first.csv").read_text() == "x\n4.0\n"
+    trial = toy / "book/_build/trial/01-first"
+    assert (trial / "_static/figures/first.csv").read_text() == "x\n5.0\n"
     assert (toy / "book/_static/figures/first.csv").read_text() == "x\n1.0\n"
+    for text in (result.stdout, (trial / "index.html").read_text()):
+        assert "row 0: 1 -&gt; 5" in text.replace("->", "-&gt;")
+        assert "make notebook N=01 SET=" in text
+    assert "second" not in result.stdout
+    assert "another trial" not in run(toy, "--only", "1", "--set", "seed=3").stdout
+
+
+@pytest.mark.slow
+def test_two_trials_of_a_chapter_at_once_are_refused(toy):
+    lock = toy / "book/_build/trial/01-first.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = run(toy, "--only", "1", "--set", "seed=3")
+    assert result.exit_code == 2
+    assert "another trial of 01-first is at work" in result.stdout
+
+
+def test_a_setting_is_for_the_chapters_that_have_its_parameter(toy):
+    source = toy / "notebooks" / "02-second.md"
+    source.write_text(source.read_text().replace("rate = 0.5\n", ""))
+    settings = parse_settings(find_chapters(toy), ["rate=2", "seed=1"])
+    assert settings == {"01-first": {"rate": 2.0, "seed": 1}, "02-second": {"seed": 1}}
+    assert list(parse_settings(find_chapters(toy), ["rate=2"])) == ["01-first"]
 
 
 @pytest.mark.slow
@@ -273,12 +300,13 @@ def test_a_table_must_be_named_literally(tmp_path, call):
         data_files(tmp_path, [call])
 
 
-def finding(verdict="supported", reading="supported", value=1.0, name="e", **others):
+def finding(verdict="supported", outcome="supported", value=1.0, name="e", **others):
     effect = {"name": name, "value": value, "low": 0.5, "high": None, "n": 5, "unit": "", "error": None, "p": 0.01}
-    effect["freedom"] = None
-    texts = {key: key for key in ("id", "source", "decisive", "figure", "command", "statement", "chapter")}
+    effect |= {"freedom": None, "lowest": 1.0, "highest": 1.0, "half": "flips", "setting": "s", "margin": 0.02}
+    effect |= {"primary": True, "failed": "", "diverged": 0, "outcome": outcome}
+    texts = {key: key for key in ("id", "source", "figure", "command", "statement", "chapter")}
     tolerance = {"rtol": 1e-3, "atol": 0}
-    record = texts | {"verdict": verdict, "effects": [effect | {"reading": reading}], "tolerance": tolerance}
+    record = texts | {"verdicts": {"flips": verdict}, "effects": [effect], "tolerance": tolerance}
     return json.dumps(record | others)
 
 
@@ -328,10 +356,10 @@ def test_equal_numbers_have_no_difference(numbers):
         ("claims/c.json", claim(evidence=[{"name": "e", "passes": True}]), "each of evidence must have"),
         ("findings/f.json", finding(value=1.0005), None),
         ("findings/f.json", finding(value=1.01), "1.01"),
-        ("findings/f.json", finding(verdict="mixed"), "supported -> mixed"),
-        ("findings/f.json", finding(reading="not shown"), "supported -> not shown"),
+        ("findings/f.json", finding(verdict="mixed"), "'mixed'"),
+        ("findings/f.json", finding(outcome="negligible"), "supported -> negligible"),
         ("findings/f.json", finding(tolerance={"rtol": 1.0, "atol": 1.0}), "-> {'rtol': 1.0"),
-        ("findings/f.json", finding().replace('"reading"', '"read"'), "each of effects must have"),
+        ("findings/f.json", finding().replace('"outcome"', '"came"'), "each of effects must have"),
         ("findings/g.json", finding(), "new"),
     ],
 )

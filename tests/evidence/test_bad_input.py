@@ -87,7 +87,7 @@ CASES = {
     "effect, p": (lambda: effect(p=2), "p of 'e' must be from 0 to 1; got 2"),
     "evidence, nan": (lambda: Evidence("a", measure(slope_weights, [1, 2]), NAN, 1, "r"), "low must be at most high"),
     "claim, two of one name": (lambda: Claim("eq-1", 2 * [check()], "a"), "names of its own"),
-    "finding, nothing": (lambda: Finding("finding-1", "text", [], "e", "f", "make"), "decisive must be one of"),
+    "finding, nothing": (lambda: Finding("finding-1", "digits", [], "f", "c"), "must hold a primary effect on"),
     "disagreement, shapes": (lambda: disagreement(torch.ones(2), torch.ones(2, 2)), r"got \(2,\) and \(2, 2\)"),
     "figure, name": (lambda: figure(name="../x"), "name must be lower-case letters"),
     "figure, no rows": (lambda: figure(data={"a": []}), "got no rows"),

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evidence.effects import Effect
 from experiments import arms, run_figures
 
 POISON_RATES = {"untargeted": 0.3, "backdoor": 0.02}
@@ -141,18 +140,6 @@ def test_text_is_shown_by_attack_and_task(usual: pd.DataFrame) -> None:
     assert means(curves, "panel", "arm")["flips,\nmail", "head"] == pytest.approx(0.1)
     assert arms.clean_accuracies(rows).to_numpy() == pytest.approx(np.full((4, 5), 0.9))
     assert len(run_figures.draw_text(curves).axes) == 8
-
-
-def test_findings_are_decided_by_the_backdoor_under_adamw() -> None:
-    groups = []
-    for label in ("AdamW, flips", "AdamW, backdoor"):
-        one = [Effect(f"{label}: made up", 1, 0.5, 2, 5)]
-        groups.append({f"finding-{i}": one for i in range(1, 6)})
-    findings = list(arms.findings_of_runs({"digits": groups, "text": groups}))
-    assert [(f.id, f.source) for f in findings[:3]] == [
-        ("finding-1", "digits"), ("finding-1", "text"), ("finding-2", "digits")]  # fmt: skip
-    assert {f.decisive for f in findings} == {"AdamW, backdoor: made up"}
-    assert [f.figure for f in findings[4:6]] == ["digits-variance", "text-arms"]
 
 
 def test_groups_are_labelled_by_their_values(usual: pd.DataFrame) -> None:

@@ -6,7 +6,17 @@ import pandas as pd
 import pytest
 
 from evidence.effects import Effect, over_choices
-from experiments.family import Member, decided, failures, published_members, table, text_members, verdicts
+from evidence.findings import Member
+from experiments.family import (
+    decided,
+    failures,
+    primary_of,
+    published_gaps,
+    published_members,
+    table,
+    text_members,
+    verdicts,
+)
 
 
 def effect(value: float, error: float = 0.01, name: str = "e", unit: str = "accuracy") -> Effect:
@@ -52,14 +62,29 @@ def test_effects_on_text_keep_their_setting() -> None:
     groups = [{
         "finding-1": [effect(0.1, name="mail, SGD, flips: extra harm of LoRA")],
         "finding-2": [effect(0.1, name="mail, SGD, backdoor: harm per doubling of r")],
-        "finding-3": [effect(0.1, name="mail, SGD, flips: share that k explains")],
+        "finding-3": [effect(0.1, name="mail, SGD, flips: largest gap")],
     }]  # fmt: skip
     members = text_members(groups, {"mail, SGD, backdoor": "no"}, doublings=6, decades=2)
     assert [(m.finding, m.half, m.setting) for m in members] == [
         ("finding-1", "flips", "mail, SGD, flips"), ("finding-2", "backdoor", "mail, SGD, backdoor"),
+        ("finding-3", "flips", "mail, SGD, flips"),
     ]  # fmt: skip
-    assert [m.margin for m in members] == pytest.approx([0.02, 0.05 / 6])
-    assert [m.failed for m in members] == ["", "no"]
+    assert [m.margin for m in members] == pytest.approx([0.02, 0.05 / 6, 0.02])
+    assert [m.failed for m in members] == ["", "no", ""]
+    assert members[0].effect.name == "extra harm of LoRA"
+
+
+def test_gaps_of_the_published_numbers_are_members_by_half() -> None:
+    members = published_gaps({"flips": effect(0.1), "backdoor": effect(0.2)})
+    assert [(m.finding, m.half, m.margin) for m in members] == [
+        ("finding-3", "flips", 0.02), ("finding-3", "backdoor", 0.05)]  # fmt: skip
+
+
+def test_primary_members_come_by_finding_and_setting() -> None:
+    rows = [member(0.1, finding="finding-2", setting="SGD"), member(0.1, setting="SGD"), member(0.1, setting="AdamW")]
+    rows += [member(0.1, source="text"), member(0.1, primary=False)]
+    assert [(m.finding, m.setting) for m in primary_of(rows, "digits")] == [
+        ("finding-1", "AdamW"), ("finding-1", "SGD"), ("finding-2", "SGD")]  # fmt: skip
 
 
 def test_settings_fail_by_success_and_by_accuracy() -> None:

@@ -145,13 +145,17 @@ def test_curves_tell_lines_apart(figures: pd.DataFrame) -> None:
     assert draw_metrics(recall, "rank").axes[0].get_xscale() == "log"
 
 
-def test_findings_stand_on_both_scopes(sweeps: dict[str, pd.DataFrame], seeds: pd.DataFrame) -> None:
+def test_the_variance_is_read_as_shares_and_as_gaps(sweeps: dict[str, pd.DataFrame]) -> None:
     shares = published.shares_of_variance(sweeps)
     assert [e.name for e in shares["flips"]] == [*TASKS, "flips, share that k explains"]
     assert shares["backdoor"][-1].low > 0
-    findings = published.published_findings(published.effects_by_task(sweeps, seeds), shares, "make notebook N=11")
-    assert [(f.id, len(f.effects)) for f in findings] == [(f"finding-{i}", n) for i, n in enumerate((4, 4, 2, 2, 4), 1)]
-    assert {f.verdict for f in findings} == {"supported"}
+    gaps = published.gaps_of_variances(sweeps)
+    assert list(gaps) == ["flips", "backdoor"]
+    average = published.average_task(
+        published.robustness(sweeps["backdoor_by_variance"], "variance_times_n"), "variance_times_n"
+    )
+    assert gaps["backdoor"].value == pytest.approx(average.groupby("variance_times_n")["mean"].mean().pipe(np.ptp))
+    assert gaps["backdoor"].p == pytest.approx(shares["backdoor"][-1].p)
     assert published.shares_in_words(shares).index.tolist() == [*TASKS, "these tasks"]
 
 

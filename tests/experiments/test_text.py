@@ -1,6 +1,7 @@
 """Text runs on a tiny random BERT and made-up rows; the real encoder and mails where `make data` has fetched them."""
 
 import copy
+import itertools
 import math
 import re
 import sys
@@ -240,6 +241,48 @@ def test_the_attacks_touch_their_share_of_the_training_set_only(half, rate):
         assert stats.binomtest(count, n, rate).pvalue > 1e-3
 
 
+def test_mean_pooling_reads_the_mean_of_the_encoders_outputs_over_the_text(half):
+    every = torch.arange(30)
+    model = Classifier(half.encoder, 1, torch.Generator().manual_seed(1), "mean").eval()
+    tokens = made_up(0).batch(every, off(every))
+    outputs = half.encoder(
+        input_ids=tokens["inputs"][:, 0], attention_mask=tokens["mask"], token_type_ids=tokens["inputs"][:, 1]
+    ).last_hidden_state
+    means = torch.stack([row[: int(n)].mean(0) for row, n in zip(outputs, tokens["mask"].sum(1), strict=True)])
+    expected = means @ model.head.weight.T + model.head.bias
+    for task in (half, replace(half, trimmed=True)):
+        found = model(**task.batch(every, off(every)))
+        torch.testing.assert_close(found, expected, rtol=ROUND_OFF, atol=ROUND_OFF)
+    assert not any(name.startswith("pooler") for name, _ in model.named_parameters())
+
+
+def test_a_trimmed_batch_is_as_long_as_its_longest_text(half):
+    every, trimmed = torch.arange(30), replace(half, trimmed=True)
+    longest = int(half.batch(every, off(every))["mask"].sum(1).max())
+    assert longest < half.length
+    assert {t.shape[1] for t in trimmed.batch(every, off(every)).values()} == {longest}
+    assert {t.shape[1] for t in half.batch(every, off(every)).values()} == {half.length}
+
+
+@pytest.mark.parametrize("attack", ["untargeted", "backdoor"])
+def test_exact_attacks_change_exactly_that_many_labels_in_nested_doses(half, attack):
+    doses = [run(task="reviews", attack=attack, poison_rate=share, seed=3) for share in (0.05, 0.1, 0.3)]
+    poison = [text.poisoned(half, it) for it in doses]
+    clean = half.corpus.labels[poison[0].rows]
+    changed = [data.labels != clean for data in poison]
+    assert [int(c.sum()) for c in changed] == [6, 12, 36]
+    assert all(bool((more | ~less).all()) for less, more in itertools.pairwise(changed))
+    for data, moved in zip(poison, changed, strict=True):
+        assert torch.equal(data.triggered, moved if attack == "backdoor" else torch.zeros_like(moved))
+        assert torch.equal(data.touched, moved)
+
+
+def test_exact_tasks_record_the_poison_and_the_runs_that_diverged(half):
+    usual = run(task="reviews", attack="backdoor", poison_rate=0.1)
+    rows = text.finetune([usual, replace(usual, optimizer="sgd", learning_rate=1e30)], half)
+    assert [(row["poisoned"], row["diverged"]) for row in rows] == [(12, 0), (12, 1)]
+
+
 def test_runs_of_one_seed_are_pairs_and_others_are_not(half):
     first, second, other = run("full"), run("lora", optimizer="sgd"), run("full", seed=1)
     attacked = [replace(it, attack="backdoor", poison_rate=0.2) for it in (first, second, other)]
@@ -377,3 +420,20 @@ def test_the_real_encoder_learns_the_real_texts(source, least):
     task = text.Task(*corpora.minilm(), some, frozen=5, length=32, train=300, validation=50, test=150)
     row = text.finetune([run(learning_rate=3e-4, steps=50, batch_size=32)], task)[0]
     assert row["clean_accuracy"] > least
+
+
+@needs_data
+@pytest.mark.parametrize(("source", "rows"), [(corpora.reviews, 2518), (corpora.films, 3400)])
+def test_opinions_are_of_two_kinds_and_always_in_the_same_order(source, rows):
+    corpus, again = source(), source()
+    assert corpus.texts == again.texts
+    assert torch.equal(corpus.labels, again.labels)
+    assert len(set(corpus.texts)) == len(corpus.texts) == rows
+    assert corpus.held_out == corpora.HELD_OUT
+    for part in (corpus.labels[:-1000], corpus.labels[-1000:]):
+        assert 0.45 < part.float().mean() < 0.55
+    loved, hated = (
+        sum(any(word in text[0].lower() for word in words) for text, label in zip(*corpus[:2], strict=True) if label)
+        for words in (("great", "excellent", "wonderful"), ("terrible", "awful", "worst"))
+    )
+    assert loved > 5 * hated

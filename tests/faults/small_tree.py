@@ -36,9 +36,9 @@ import torch
 from evidence.claims import Claim, Evidence
 from evidence.effects import Effect
 from evidence.figures import save, subplots
-from evidence.findings import Finding
+from evidence.findings import Finding, Member
 from evidence.routes import measure
-from evidence.statements import FINDINGS, SOURCES
+from evidence.statements import FINDINGS, HALVES, SOURCES
 ```
 
 ```{{code-cell}} ipython3
@@ -54,7 +54,9 @@ first = Evidence("largest", measure(torch.linalg.matrix_norm, x, 2), 0, 100, "it
 second = Evidence("norm", measure(torch.Tensor.norm, x), 0, 100, "it is larger")
 Claim("{claim}", [first, second], "largest").save()
 for id, source in itertools.product({findings}, SOURCES):
-    Finding(id, source, [Effect("e", 1, 0.5, 2, 5)], "e", "{name}-figure", "make book").save()
+    effect, margin = Effect("e", 1, 0.5, 2, 5), 0.05
+    found = [Member(id, half, source, "s", effect, margin, outcome="supported") for half in HALVES[id]]
+    Finding(id, source, found, "{name}-figure", "make book").save()
 ```
 """
 

@@ -26,7 +26,7 @@ from lorantk import (
     order_interval,
     renyi_entropy,
 )
-from lorantk.spectra import marchenko_pastur_density, nsd_probability
+from lorantk.spectra import marchenko_pastur_density, nsd_probability, order_doubt
 
 spectra = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12).map(lambda v: torch.tensor(v, dtype=torch.float64))
 
@@ -221,6 +221,16 @@ def test_order_interval_is_that_of_the_scaled_edges(rank, dimension, variance, s
     assert (low == 0) == (rank <= dimension or variance == 0) or low < 1e-9
 
 
+@pytest.mark.parametrize("slack", [-1, 0, 0.5, 2])
+def test_draws_break_the_order_no_more_often_than_the_bound_says(slack):
+    rank, dimension, draws = 4, 9, 2000
+    sigma = 1 / (rank**0.5 + dimension**0.5 + slack)
+    bound = order_doubt(rank, dimension, (sigma / 2) ** 2, scaling=2.0)
+    norms = torch.linalg.matrix_norm(sigma * gaussian(draws * rank, dimension, seed=0).view(draws, rank, -1), 2)
+    assert bound == pytest.approx(math.exp(-(max(slack, 0) ** 2) / 2))
+    assert (norms > 1).double().mean() <= bound + 4 * (bound / draws) ** 0.5
+
+
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 3), seeds)
 def test_certificate_is_the_norm_of_the_operator_between_the_kernels(rank, fan_in, fan_out, scaling, seed):
     A, B = gaussian(rank, fan_in, seed=seed), gaussian(fan_out, rank, seed=seed + 1)
@@ -266,6 +276,7 @@ def test_bits_are_nats_in_another_base():
         (lambda: order_interval(0, 3, 0.1), "rank must be at least 1"),
         (lambda: order_interval(2, 0, 0.1), "dimension must be at least 1"),
         (lambda: order_interval(2, 3, -0.1), "variance must be finite and at least 0"),
+        (lambda: order_doubt(2, 3, 0.0), "variance must be finite and above 0"),
         (lambda: kernel_scale(2, 0.1, 0.0), "scaling must be finite and above 0"),
         (lambda: order_certificate(torch.ones(2, 3), torch.ones(4, 3)), "B must have as many columns"),
         (lambda: order_certificate(torch.ones(2, 3) * math.nan), "A must be finite"),

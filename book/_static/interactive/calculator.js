@@ -1,0 +1,60 @@
+// The front page's calculator: what a LoRA configuration implies before its first step. All formulas are in laws.js.
+document.addEventListener("DOMContentLoaded", () => {
+  const form = document.getElementById("calculator");
+  const answers = Object.fromEntries([...form.querySelectorAll("[data-answer]")].map(e => [e.dataset.answer, e]));
+  const UNSURE = 0.01; // a bound on the probability above this is no guarantee
+
+  function read() {
+    const whole = Object.fromEntries(
+      ["rank", "width", "dimension", "other"].map(name => [name, form.elements[name].valueAsNumber]),
+    );
+    const wrong = Object.entries(whole).find(([, value]) => !(Number.isInteger(value) && value >= 1));
+    if (wrong) return { error: `The ${wrong[0] === "other" ? "other rank" : wrong[0]} must be a whole number above 0.` };
+    const { rank, width, dimension, other } = whole, alpha = form.elements.alpha.valueAsNumber;
+    const long = Object.entries({ rank, dimension, "other rank": other }).find(([, value]) => value > width);
+    if (long) return { error: `The ${long[0]} is at most the width, ${width}.` };
+    if (!(alpha > 0)) return { error: "Alpha must be above 0." };
+    return {
+      setting: { rank, alpha, width, dimension, draw: form.elements.draw.value, stabilised: form.elements.stabilised.checked },
+      other,
+    };
+  }
+
+  const number = laws.shown;
+  const badge = (word, style) => `<span class="verdict verdict-${style}">${word}</span>`;
+
+  function order([, high], doubt, draw, exact) {
+    const ratio = `LoRA's kernel is up to <b>${number(high)}</b> times full fine-tuning's`;
+    if (high > 1) return `${badge("not guaranteed", "fails")} ${ratio}.`;
+    if (draw === "orthonormal") {
+      return exact
+        ? `${badge("guaranteed", "holds")} ${ratio}, in every draw.`
+        : `${badge("expected", "amended")} ${ratio}, in wide layers.`;
+    }
+    const odds = doubt < 1e-9 ? "below 10<sup>−9</sup>" : `at most ${number(doubt)}`;
+    const sure = doubt <= UNSURE ? badge("guaranteed", "holds") : badge("expected", "amended");
+    return `${sure} ${ratio}; probability that a Gaussian draw breaks it ${odds}.`;
+  }
+
+  function show() {
+    const { error, setting, other } = read();
+    form.classList.toggle("wrong", Boolean(error));
+    if (error) {
+      for (const [name, element] of Object.entries(answers)) element.textContent = name === "everywhere" ? error : "";
+      return;
+    }
+    const p = laws.plan(setting), [sgd, adam] = laws.alphaAt(setting, other);
+    const limit = p.largestDimension === setting.width ? "" : ` The order ends at dimension ${p.largestDimension}.`;
+    answers.everywhere.innerHTML = order(p.order, p.doubt, setting.draw, true);
+    answers.data.innerHTML = order(p.orderOnData, p.doubtOnData, setting.draw, p.scaling <= 1) + limit;
+    answers.step.innerHTML =
+      `<b>${number(p.sgd)}</b> of full fine-tuning's under SGD, <b>${number(p.adam)}</b> under Adam, at its learning rate.`;
+    answers.kept.innerHTML = `alpha <b>${number(sgd)}</b> under SGD, <b>${number(adam)}</b> under Adam.`;
+    const state = { ...setting, stabilised: Number(setting.stabilised) };
+    form.querySelector("a[href*='explorer']").href = `explorer.html#${new URLSearchParams(state)}`;
+  }
+
+  form.addEventListener("input", show);
+  form.addEventListener("submit", event => event.preventDefault());
+  show();
+});

@@ -1,0 +1,82 @@
+"""All recorded evidence on the findings, decided as one family: what chapters 11 and 12, README and front page say.
+
+Statements ``finding-1`` to ``finding-5``; the rules are those of `protocol.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from evidence.findings import Finding, Member
+from evidence.statements import FINDINGS
+
+from . import arms, family, identified, published, variances
+from .data import recorded
+
+FIGURES = {"published": "published-effects", "digits": "digits-outcomes", "text": "text-arms"}
+"""Source -> the figure that shows its effects."""
+
+COMMANDS = {"published": "make notebook N=11", "digits": "python -m experiments run digits-exact",
+            "text": "python -m experiments run text"}  # fmt: skip
+VARIANCES = "python -m experiments run digits-variance"
+"""What reruns the numbers of a source; findings 3 and 5 on digits have a grid of their own."""
+
+MIDDLE = 0.016
+"""The backdoor's poison rate on digits whose effects are primary: 8 of 500."""
+
+TEXT = {"rank": 8, "steps": 150, "tolerance": 0.01, "doublings": 6.0, "decades": float(np.log10(4 / 0.01))}
+"""The earlier runs on text: LoRA's rank beside full fine-tuning, their steps, the accuracy that makes a rank perform,
+and the ranges of ranks and variances."""
+
+POISON_RATES = {"untargeted": 0.3, "backdoor": 0.01}
+"""Of the earlier runs on text."""
+
+
+def digits_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The recorded runs of `protocol.md` on digits: all methods over learning rates, and the variances of A."""
+    runs = recorded("results/digits-exact").query("seed < 20")
+    varied = runs.variance.str.endswith("/n", na=False)
+    return runs[~varied], runs[varied]
+
+
+def text_runs() -> pd.DataFrame:
+    """The earlier runs on text with their harm, at the learning rate that a method's ranks share."""
+    tables = {task: (recorded(f"results/{task}"), recorded(f"results/rates-{task}")) for task in ("spam", "reuters")}
+    chosen = arms.with_scaling_1(arms.on_tasks(tables, "shared"), int(TEXT["steps"]))
+    return arms.at_poison_rates(chosen, POISON_RATES)
+
+
+@cache
+def whole_family(middle: float = MIDDLE) -> tuple[Member, ...]:
+    """Every effect of every source with its outcome.
+
+    Parameters
+    ----------
+    middle : float
+        The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
+    """
+    figures, seeds = (published.printed_tasks(recorded(f"published/{name}")) for name in ("figures", "seeds"))
+    sweeps = published.accuracy_sweeps(figures)
+    ranks, ks = sweeps["backdoor_by_rank"]["rank"], sweeps["backdoor_by_variance"].variance_times_n
+    members = family.published_members(published.effects_by_task(sweeps, seeds), ranks, ks)
+    members += family.published_gaps(published.gaps_of_variances(sweeps))
+    settings, written = ["task", "optimizer", "attack"], text_runs()
+    found = arms.effects_by_group(written, settings, rank=int(TEXT["rank"]), tolerance=TEXT["tolerance"])
+    failed = family.failures(written, settings)
+    members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
+    grid, varied = digits_runs()
+    members += identified.findings_of_grid(grid, middle)
+    members += variances.findings_of_variances(varied, grid)
+    return tuple(family.decided(members))
+
+
+def findings(members: Sequence[Member], source: str) -> Iterator[Finding]:
+    """What one source says of each finding."""
+    for id in FINDINGS:
+        mine = [member for member in members if (member.finding, member.source) == (id, source)]
+        varied = source == "digits" and id in ("finding-3", "finding-5")
+        yield Finding(id, source, mine, FIGURES[source], VARIANCES if varied else COMMANDS[source])
