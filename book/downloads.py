@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import nbformat
 import yaml
@@ -127,16 +127,16 @@ def example(parameters: Mapping[str, Any]) -> str:
 def launch_links(chapter: Chapter) -> dict[str, str]:
     """Where the chapter can be run in a browser: nowhere until _config.yml names a repository on GitHub.
 
-    Binder opens the source in JupyterLab. Colab opens the executed notebook, which CI pushes to the branch "executed".
+    Binder opens the source in JupyterLab, where a right click offers to open it as a notebook. Colab opens the
+    executed notebook, which CI pushes to the branch "executed".
     """
     repository = Repository.of(chapter.root)
     if repository is None:
         return {}
     binder = f"https://mybinder.org/v2/gh/{repository.name}/{repository.branch}"
     colab = f"https://colab.research.google.com/github/{repository.name}/blob/executed"
-    source = quote(f"lab/tree/notebooks/{chapter.name}.md?factory=Jupytext Notebook", safe="/")
     return {
-        "Run on Binder, in JupyterLab": f"{binder}?urlpath={source}",
+        "Run on Binder, in JupyterLab": f"{binder}?urlpath=lab/tree/notebooks/{chapter.name}.md",
         "Run on Colab": f"{colab}/{chapter.name}.ipynb",
     }
 

@@ -122,8 +122,7 @@ def named(tmp_path):
 def test_launch_links_wait_for_an_address(named):
     assert downloads.launch_links(Chapter(ROOT, named.name)) == {}
     assert list(downloads.launch_links(named).values()) == [
-        "https://mybinder.org/v2/gh/someone/lorantk/main"
-        "?urlpath=lab/tree/notebooks/04-matrix-m.md%3Ffactory%3DJupytext%20Notebook",
+        "https://mybinder.org/v2/gh/someone/lorantk/main?urlpath=lab/tree/notebooks/04-matrix-m.md",
         "https://colab.research.google.com/github/someone/lorantk/blob/executed/04-matrix-m.ipynb",
     ]
 
