@@ -22,9 +22,12 @@ test: $(STAMP) ## run the whole test suite
 figures: $(STAMP) ## execute the chapters that changed, without rendering
 	$(RUN) --no-render
 
-notebook: $(STAMP) ## execute one chapter: make notebook N=03 [SET=rank=16]
-	@test -n "$(N)" || { echo "say which: make notebook N=03"; exit 2; }
-	$(RUN) --no-render --only $(N) $(foreach s,$(SET),--set $(s))
+notebook: $(STAMP) ## execute one chapter, or try it with other parameters: make notebook N=3 [SET="rank=16 profile=quick"]
+	@test -n "$(N)" || { echo "say which: make notebook N=3"; exit 2; }
+	$(RUN) --no-render --only $(N) $(foreach s,$(SET),--set '$(s)')
+
+exercises: $(STAMP) ## run the command of every exercise and compare what it says with the solution
+	$(BIN)/python book/exercises.py
 
 reference: $(STAMP) ## accept the present numbers as tests/reference
 	$(RUN) --update-reference
@@ -69,4 +72,4 @@ $(STAMP):
 	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
 	@touch $@
 
-.PHONY: help book check test figures notebook reference data sweep mutants lab bench pdf serve lint clean
+.PHONY: help book check test figures notebook exercises reference data sweep mutants lab bench pdf serve lint clean

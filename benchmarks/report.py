@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evidence.artifacts import committed, read_record
-from evidence.tables import Badge, Table, number
+from evidence.tables import Badge, Cell, Table, join, number
 
 STYLES = {"met": "holds", "not met": "fails", "not measured": "definition"}
 """Verdict -> style of its badge."""
@@ -38,11 +38,14 @@ class CostTable:
         self.lines: list[dict[str, Any]] = [line for record in records for line in record["lines"]]
 
     def _repr_html_(self) -> str:
-        rows = [
-            [Badge(text, STYLES[text]) if text in STYLES else text for text in cells(line).values()]
-            for line in self.lines
-        ]
-        return f'<div class="claim">{Table(list(cells(self.lines[0])), rows).html()}</div>'
+        heads = ("what", "measured (by CPU time)", "ours / theirs", "target")
+        return f'<div class="claim costs">{Table(heads, [self._row(cells(line)) for line in self.lines]).html()}</div>'
+
+    def _row(self, said: Mapping[str, str]) -> Sequence[Cell]:
+        cpu = f" ({said['by CPU time']})" if said["by CPU time"] else ""
+        verdict = [Badge(said["verdict"], STYLES[said["verdict"]])] if said["verdict"] else []
+        amounts = " / ".join(amount for amount in (said["ours"], said["theirs"]) if amount)
+        return said["what"], said["measured"] + cpu, amounts, join([*filter(None, [said["target"]]), *verdict], " ")
 
 
 def cells(line: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from printed import PAPER, PRINTED
 
 from evidence.claims import ROLES, VERDICTS, decisive_number
 from evidence.findings import STYLES, badge, overall, primary_effects
+from evidence.literature import LITERATURE
 from evidence.statements import FINDINGS, HALVES, SOURCES
 from evidence.tables import Badge, Cell, Code, Link, cell_html, join
 
@@ -50,6 +51,8 @@ def finding_card(id: str, records: Mapping[str, dict[str, Any]], links: Mapping[
             if record:
                 shown += [primary_effects(record, half), links[source]]
             entries.append((f"{half}, {source}", cell_html(join(shown, " "))))
+        found = [join([Link(paper.who, paper.address), paper.says], ": ") for paper in LITERATURE[id, half]]
+        entries.append((f"{half}, others", cell_html(join(found, "; "))))
     verdicts = {half: overall(records.values(), half) for half in HALVES[id]}
     badges = [Badge(f"{half}: {word}", STYLES[word]) for half, word in verdicts.items()]
     return _card(id, FINDINGS[id], join(badges, " "), entries)

@@ -131,6 +131,18 @@ def find_chapters(root: Path, only: list[str] | None = None) -> list[Chapter]:
     return [chapter for chapter in chapters if any(known[key] == chapter for key in only)]
 
 
+def parse_settings(chapters: list[Chapter], settings: list[str]) -> dict[str, dict[str, Any]]:
+    """Name of a chapter -> its overrides, for chapters that have one of the parameters set; some chapter must."""
+    known = {name for chapter in chapters for name in chapter.defaults()}
+    parsed = {}
+    for chapter in chapters:
+        own = chapter.defaults()
+        mine = [s for s in settings if (name := s.partition("=")[0]) in own or name not in known]
+        if mine:
+            parsed[chapter.name] = parse_overrides(chapter, mine)
+    return parsed
+
+
 def parse_overrides(chapter: Chapter, settings: list[str]) -> dict[str, Any]:
     """`name=value` settings, each checked against the name and type of the chapter's parameter."""
     defaults = chapter.defaults()

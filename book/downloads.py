@@ -5,17 +5,48 @@ from __future__ import annotations
 import base64
 import html
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import nbformat
 import yaml
 from bs4 import BeautifulSoup
 from chapters import Chapter
 
+from evidence.tables import Code, Table
+
 KEPT = ("kernelspec", "language_info")
 """Metadata that a notebook needs to run; the rest says where and when it ran here."""
+
+
+SETUP = """# on another machine than the project's: fetch the project and what it needs
+import importlib.util
+if importlib.util.find_spec("lorantk") is None:
+    !git clone -q --depth 1 --branch {branch} https://github.com/{name} project
+    %cd project
+    %pip install -q -e .[book,experiments,hf]"""
+"""First cell of a notebook that is taken where the project is not installed, such as Colab."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where the project lies on GitHub: "owner/name", and the branch of its sources."""
+
+    name: str
+    branch: str
+
+    @classmethod
+    def of(cls, root: Path) -> Repository | None:
+        """The one that _config.yml names; None while it names none."""
+        config: dict[str, Any] = yaml.safe_load((root / "_config.yml").read_text())
+        options = config["sphinx"]["config"]["html_theme_options"]
+        address = urlsplit(options.get("repository_url", ""))
+        if address.netloc != "github.com":
+            return None
+        return cls(address.path.strip("/").removesuffix(".git"), options.get("repository_branch", "main"))
 
 
 def write_downloads(chapter: Chapter, pages: Path) -> None:
@@ -23,8 +54,11 @@ def write_downloads(chapter: Chapter, pages: Path) -> None:
     folder = pages / "downloads"
     folder.mkdir(exist_ok=True)
     shutil.copyfile(chapter.source, folder / f"{chapter.name}.md")
-    notebook = nbformat.read(chapter.executed, as_version=4)
-    nbformat.write(portable(notebook, pages / "notebooks"), folder / f"{chapter.name}.ipynb")
+    notebook = portable(nbformat.read(chapter.executed, as_version=4), pages / "notebooks")
+    if repository := Repository.of(chapter.root):
+        setup = SETUP.format(name=repository.name, branch=repository.branch)
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(setup, id="setup"))
+    nbformat.write(notebook, folder / f"{chapter.name}.ipynb")
 
 
 def portable(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
@@ -60,36 +94,52 @@ def rerun_section(chapter: Chapter) -> str:
     """The last section of a chapter's page: its line, its parameters, its files, and where to launch it."""
     parameters, number = chapter.defaults(), chapter.name.split("-")[0]
     line = f"make notebook N={number}"
-    example = next((f"{name}={value + 1}" for name, value in parameters.items() if type(value) is int), "")
-    rows = "".join(
-        f"<tr><td><code>{html.escape(name)}</code></td><td><code>{html.escape(repr(value))}</code></td></tr>"
-        for name, value in parameters.items()
-    )
-    trial = f", with another value by <code>{html.escape(f'{line} SET={example}')}</code>" if example else ""
-    table = f"<tr><th>parameter</th><th>value here</th></tr>{rows}"
-    table = f'<div class="claim-table" tabindex="0"><table>{table}</table></div>' if rows else ""
+    paragraphs = [f"In a copy of the project, <code>{line}</code> executes this page again."]
+    if settings := example(parameters):
+        shown = html.escape(f'{line} SET="{settings}"', quote=False)
+        text = f"<code>{shown}</code> tries it with other values and says which verdicts and numbers move"
+        quick = "; <code>profile=quick</code> makes every computation small" if "profile" in parameters else ""
+        paragraphs.append(f"{text}{quick}.")
+    rows = [(Code(name), Code(repr(value))) for name, value in parameters.items()]
+    table = Table(("parameter", "value here"), rows).html() if rows else ""
     files = "".join(
         f'<li><a href="../downloads/{chapter.name}{suffix}" download="{chapter.name}{suffix}">{text}</a></li>'
         for suffix, text in ((".md", "Source (.md)"), (".ipynb", "Notebook, executed, with its pictures (.ipynb)"))
     )
     launch = "".join(
-        f'<li><a href="{html.escape(target)}">{text}</a></li>' for text, target in launch_links(chapter).items()
+        f'<li><a class="launch" href="{html.escape(target)}">{text}</a></li>'
+        for text, target in launch_links(chapter).items()
     )
     return (
         '<section id="rerun-this-page" class="rerun"><h2>Rerun this page'
         '<a class="headerlink" href="#rerun-this-page" title="Link to this heading">#</a></h2>'
-        f"<p>In a copy of the project: <code>{line}</code>{trial}.</p>{table}<ul>{files}{launch}</ul></section>"
+        f"{''.join(f'<p>{text}</p>' for text in paragraphs)}{table}"
+        f"<ul>{files}{launch}<li>All pages in JupyterLab: <code>make lab</code></li></ul></section>"
     )
 
 
+def example(parameters: Mapping[str, Any]) -> str:
+    """Settings that a reader may try: twice the first number that is no seed, on the quick profile if there is one."""
+    numbers = [f"{name}={2 * value}" for name, value in parameters.items() if name != "seed" and _is_number(value)]
+    return " ".join(numbers[:1] + ["profile=quick"] * ("profile" in parameters))
+
+
 def launch_links(chapter: Chapter) -> dict[str, str]:
-    """Where the chapter can be run in a browser: nowhere until _config.yml names a repository on GitHub."""
-    config: dict[str, Any] = yaml.safe_load((chapter.root / "_config.yml").read_text())
-    options = config["sphinx"]["config"]["html_theme_options"]
-    address = urlsplit(options.get("repository_url", ""))
-    if address.netloc != "github.com":
+    """Where the chapter can be run in a browser: nowhere until _config.yml names a repository on GitHub.
+
+    Binder opens the source in JupyterLab. Colab opens the executed notebook, which CI pushes to the branch "executed".
+    """
+    repository = Repository.of(chapter.root)
+    if repository is None:
         return {}
-    place = f"{address.path.strip('/')}/{options.get('repository_branch', 'main')}"
+    binder = f"https://mybinder.org/v2/gh/{repository.name}/{repository.branch}"
+    colab = f"https://colab.research.google.com/github/{repository.name}/blob/executed"
+    source = quote(f"lab/tree/notebooks/{chapter.name}.md?factory=Jupytext Notebook", safe="/")
     return {
-        "Launch in JupyterLab on Binder": f"https://mybinder.org/v2/gh/{place}?urlpath=lab/tree/notebooks/{chapter.name}.md"
+        "Run on Binder, in JupyterLab": f"{binder}?urlpath={source}",
+        "Run on Colab": f"{colab}/{chapter.name}.ipynb",
     }
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)

@@ -10,7 +10,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +103,7 @@ def publish(chapter: Chapter, stage: Path, book: Path) -> None:
         (book / "_static" / name).unlink(missing_ok=True)
 
 
-def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], book: Path, jobs: int) -> list[Outcome]:
+def run_chapters(chapters: Sequence[Chapter], book: Path, jobs: int) -> list[Outcome]:
     """Execute `chapters`, `jobs` at a time, publishing each into `book` as it succeeds; return how each ended.
 
     Raises
@@ -110,25 +112,49 @@ def run_chapters(chapters: list[Chapter], overrides: dict[str, dict[str, Any]], 
         If a worker was killed from outside; what was published stays.
     """
     outcomes: list[Outcome] = []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     (book / "_build").mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory(dir=book / "_build", prefix="stage-") as stages,
+        closing(_executed(chapters, {}, lambda chapter: Path(stages) / chapter.name, jobs)) as ended,
+    ):
+        for outcome in ended:
+            outcomes.append(outcome)
+            if not outcome.traceback:
+                publish(outcome.chapter, Path(stages) / outcome.chapter.name, book)
+    return outcomes
+
+
+def run_trials(
+    chapters: Sequence[Chapter],
+    overrides: Mapping[str, Mapping[str, Any]],
+    place: Callable[[Chapter], Path],
+    jobs: int,
+) -> list[Outcome]:
+    """Execute `chapters` with other parameters, each straight into its `place`; return how each ended."""
+    return list(_executed(chapters, overrides, place, jobs))
+
+
+def _executed(
+    chapters: Sequence[Chapter],
+    overrides: Mapping[str, Mapping[str, Any]],
+    place: Callable[[Chapter], Path],
+    jobs: int,
+) -> Iterator[Outcome]:
+    """How each chapter ended, as it ends; `jobs` at a time, in processes that end with this one."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    context = multiprocessing.get_context("spawn")
+    with (
         ProcessPoolExecutor(jobs, context, die_with_parent, max_tasks_per_child=1) as pool,
         Progress(*columns, console=console, disable=not chapters) as progress,
     ):
         task = progress.add_task("chapters", total=len(chapters))
-        futures = [pool.submit(execute, c, overrides.get(c.name, {}), Path(stages) / c.name) for c in chapters]
+        futures = [pool.submit(execute, c, dict(overrides.get(c.name, {})), place(c)) for c in chapters]
         try:
             for future in as_completed(futures):
                 outcome = future.result()
-                outcomes.append(outcome)
-                if not outcome.traceback:
-                    publish(outcome.chapter, Path(stages) / outcome.chapter.name, book)
+                yield outcome
                 progress.update(task, advance=1, description=outcome.chapter.name)
         except BaseException:  # also on Ctrl-C or SIGTERM: nothing goes on behind our back
             for process in multiprocessing.active_children():
                 process.kill()
             raise
-    return outcomes

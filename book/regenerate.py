@@ -6,7 +6,6 @@ only when Sphinx is content. A failure, or a kill at any moment, leaves the prev
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -16,9 +15,11 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
+import trial
 import typer
-from chapters import Chapter, find_chapters, foreign_packages, parse_overrides
+from chapters import Chapter, find_chapters, foreign_packages, parse_settings
 from execution import Outcome, console, run_chapters
+from locks import Busy, hold
 from pages import readme_with_results, write_generated_pages
 from reference import Difference, compare, update
 from render import RenderError, render
@@ -82,7 +83,7 @@ def main(
 ) -> None:
     """Execute the chapters whose text, parameters or imported package code changed, then render the book.
 
-    With --set the run is a trial: it goes to book/_build/trial and leaves the book alone.
+    With --set the run is a trial: it goes to book/_build/trial, says what moved, and leaves the book alone.
     """
     start = time.perf_counter()
     foreign = foreign_packages(ROOT)
@@ -94,32 +95,25 @@ def main(
         raise typer.BadParameter(f"--root must be a folder with book/ and notebooks/; got {root}")
     try:
         chapters = find_chapters(root, only)
-        overrides = {c.name: parse_overrides(c, settings or []) for c in chapters}
+        overrides = parse_settings(chapters, settings or [])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     build = root / "book" / "_build"
     build.mkdir(parents=True, exist_ok=True)
-    lock = (build / "lock").open("w")  # held until the command ends, however it ends
-    context.call_on_close(lock.close)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        console.print(f"another regeneration is at work on {root}: wait for its end", markup=False)
-        raise typer.Exit(2) from None
-    sweep_leftovers(root)
     try:
         if settings:
-            outcomes = run_chapters(chapters, overrides, build / "trial", jobs)
-            console.print(f"trial run: executed notebooks and figures are in {build / 'trial'}")
-        else:
-            outcomes = run_chapters(outdated(chapters), {}, root / "book", jobs)
-        failures = [outcome for outcome in outcomes if outcome.traceback]
-        for outcome in failures:
-            report_failure(outcome)
-        if failures:
-            raise typer.Exit(1)
-        if not settings:
-            finish(root, outcomes, start, check=check, update_reference=update_reference, no_render=no_render)
+            report_failures(trial.run([c for c in chapters if c.name in overrides], overrides, jobs))
+            return
+        lock = (build / "lock").open("w")  # held until the command ends, however it ends
+        context.call_on_close(lock.close)
+        hold(lock, f"another regeneration is at work on {root}: wait for its end")
+        sweep_leftovers(root)
+        outcomes = run_chapters(outdated(chapters), root / "book", jobs)
+        report_failures(outcomes)
+        finish(root, outcomes, start, check=check, update_reference=update_reference, no_render=no_render)
+    except Busy as error:
+        console.print(str(error), markup=False)
+        raise typer.Exit(2) from error
     except (CorruptFile, RenderError) as error:
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error
@@ -129,13 +123,21 @@ def main(
         raise typer.Exit(1) from error
 
 
+def report_failures(outcomes: list[Outcome]) -> None:
+    """Print each chapter that failed; end with status 1 if one did."""
+    failures = [outcome for outcome in outcomes if outcome.traceback]
+    for outcome in failures:
+        report_failure(outcome)
+    if failures:
+        raise typer.Exit(1)
+
+
 def sweep_leftovers(root: Path) -> None:
     """Remove what killed runs left behind, and put back what one had set aside."""
     book, tests = root / "book", root / "tests"
     for target in (book / "_build" / "html", tests / "reference"):
         recover(target)
-    stages = [*book.glob("_build/stage-*"), *book.glob("_build/trial/_build/stage-*")]
-    for leftover in [*stages, book / "_build" / "html.new", tests / ".reference.new"]:
+    for leftover in [*book.glob("_build/stage-*"), book / "_build" / "html.new", tests / ".reference.new"]:
         shutil.rmtree(leftover, ignore_errors=True)
     for pattern in ("book/.*.md.*", "book/_generated/.*.md.*", ".README.md.*"):
         for leftover in root.glob(pattern):

@@ -65,9 +65,13 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def html(self) -> str:
-        """The table in a box of its own, in which it scrolls on a narrow page."""
+        """The table in a box of its own; on a narrow page each row is a list, whose entries are named by the heads."""
         head = "".join(f"<th>{html.escape(text)}</th>" for text in self.heads)
-        rows = ("".join(f"<td>{cell_html(cell)}</td>" for cell in row) for row in self.rows)
+        names = [html.escape(text) for text in self.heads]
+        rows = (
+            "".join(f'<td data-head="{name}">{cell_html(cell)}</td>' for name, cell in zip(names, row, strict=True))
+            for row in self.rows
+        )
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return (
             '<div class="claim-table" tabindex="0">'
@@ -81,9 +85,13 @@ class Table:
         from rich.text import Text
 
         table = TerminalTable(*self.heads, title=title)
-        for row in self.rows:
-            table.add_row(*(Text("".join(_plain(part) for part in _parts(cell))) for cell in row))
+        for row in self.text_rows():
+            table.add_row(*map(Text, row))
         Console().print(table)
+
+    def text_rows(self) -> list[tuple[str, ...]]:
+        """The rows as plain text, a string a cell."""
+        return [tuple("".join(_plain(part) for part in _parts(cell)) for cell in row) for row in self.rows]
 
 
 def cell_html(cell: Cell) -> str:

@@ -6,6 +6,7 @@ Statement ``order-in-training``. Both kernels are taken at the merged weights W 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,10 +60,7 @@ def follow(
 ) -> pd.DataFrame:  # fmt: skip
     """`orders` on `x` at each checkpoint (steps done) of full-batch training by an optimizer and its learning rate.
 
-    Raises
-    ------
-    FloatingPointError
-        If training diverges.
+    Training that diverges ends there: a warning says so, and later checkpoints are missing.
     """
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one step; got none")
@@ -74,7 +72,8 @@ def follow(
         outputs = adapted(inputs)
         loss = nn.functional.cross_entropy(outputs, labels)
         if not bool(outputs.isfinite().all()):
-            raise FloatingPointError(f"outputs are not finite at step {done}: lower the learning rate of {rule}")
+            warnings.warn(f"training by {rule} diverged at step {done}: no checkpoint from there on", stacklevel=2)
+            break
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
             settings: dict[str, Any] = {

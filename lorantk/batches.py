@@ -34,7 +34,7 @@ def size(x: Batch) -> int:
     return len(next(iter(tensors(x).values())))
 
 
-def take(x: Batch, rows: slice) -> Batch:
+def take(x: Batch, rows: slice | list[int]) -> Batch:
     """The inputs in `rows`, as a batch."""
     return x[rows] if isinstance(x, Tensor) else {name: t[rows] for name, t in x.items()}
 
@@ -44,12 +44,6 @@ def join(x1: Batch, x2: Batch) -> Batch:
     if isinstance(x1, Tensor):
         return torch.cat([x1, tensors(x2)[""]])
     return {name: torch.cat([t, tensors(x2)[name]]) for name, t in x1.items()}
-
-
-def ends(x: Batch) -> Batch:
-    """The first and the last input, as a batch of two; a batch of one as it is."""
-    pair = {name: t if len(t) == 1 else t[[0, -1]] for name, t in tensors(x).items()}
-    return pair[""] if isinstance(x, Tensor) else pair
 
 
 def collect(x: Any) -> Any:
@@ -195,27 +189,34 @@ def check_alone(model: nn.Module, x: Batch) -> None:
     Sixteen inputs are tried, eight times more where the model draws random numbers: dropout outside of modules, noise
     and models that mix the inputs of a batch are seen.
     """
-    check_deterministic(model)
     with torch.no_grad():
         few = take(x, slice(0, 16))
         state = torch.get_rng_state()
         try:
-            first, again, alone = call(model, few), call(model, few), call(model, take(x, slice(0, 1)))
+            first, again, alone = call(model, few), call(model, few), call(model, take(few, [size(few) - 1]))
             draws = 0 if torch.equal(state, torch.get_rng_state()) else 8
             repeated = [again, *(call(model, few) for _ in range(draws))]
         except (RuntimeError, IndexError) as error:  # wrong width, integers for numbers, tokens it does not know
             raise ValueError(f"model must accept the batch and one input of it; it raised: {error}") from error
-    largest = first.abs().max().item()
-    gaps = {
-        "gives other outputs when called again": max((again - first).abs().max().item() for again in repeated),
-        "gives an input other outputs alone than in a batch": (alone - first[:1]).abs().max().item(),
-    }
-    for fault, gap in gaps.items():
-        if not gap <= tolerance(first.dtype) * largest:
-            raise ValueError(
-                f"model must be deterministic, input by input: it {fault} (by {gap:.1e}, outputs reach {largest:.1e}); "
-                "is it in training mode? Call model.eval() first"
-            )
+    for outputs in repeated:
+        check_agree("gives other outputs when called again", outputs, first)
+    check_agree("gives an input other outputs alone than in a batch", alone, first[-1:])
+
+
+def agree(outputs: Tensor, before: Tensor) -> bool:
+    """Whether outputs are those before, up to round-off."""
+    gap, largest = (outputs - before).abs().max().item(), before.abs().max().item()
+    return gap <= tolerance(before.dtype) * largest
+
+
+def check_agree(fault: str, outputs: Tensor, before: Tensor) -> None:
+    """Raise ValueError, which says what the model does, where outputs are not those before."""
+    if not agree(outputs, before):
+        gap, largest = (outputs - before).abs().max().item(), before.abs().max().item()
+        raise ValueError(
+            f"model must be deterministic, input by input: it {fault} (by {gap:.1e}, outputs reach {largest:.1e}); "
+            "is it in training mode? Call model.eval() first"
+        )
 
 
 def check_deterministic(model: nn.Module) -> None:
@@ -322,9 +323,14 @@ def check_tensor(name: str, value: object, *, ndim: int | None = None, floating:
         raise ValueError(f"{name} must hold at least one entry along each axis; got shape {tuple(value.shape)}")
     if floating and not value.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor; got dtype {value.dtype}")
-    if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+    if value.is_floating_point() and not is_finite(value):
         raise ValueError(f"{name} must be finite; got NaN or Inf among its {value.numel()} entries")
     return value
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or Inf: by one sum, which is finite then unless it overflows."""
+    return bool(torch.isfinite(value.detach().sum())) or bool(torch.isfinite(value).all())
 
 
 def check_same_kind(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

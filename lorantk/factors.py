@@ -12,29 +12,41 @@ Statements ``eq-2``, ``lem-lora-ntk``. Source: Jacot et al. (2018), appendix; No
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.normalization import GroupNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 from .batches import (
     Batch,
+    agree,
     call,
+    check_agree,
     check_alone,
     check_batch,
+    check_deterministic,
     collect,
-    ends,
     size,
     substituted,
     take,
     tolerance,
     undisturbed,
 )
-from .layers import adaptable_layers, is_rowwise, kind, listed, prefactor
+from .layers import adaptable_layers, is_rowwise, kind, prefactor
+
+logger = logging.getLogger("lorantk")
+
+ROWS = 1024
+"""Inputs times outputs that one backward pass takes at once, where there are more than one output."""
 
 Hook: TypeAlias = "Callable[..., Tensor | None]"
 
@@ -87,7 +99,7 @@ class LayerFactors:
         modules = adaptable_layers(model, layers)
         with undisturbed(model):
             x = collect(x)
-            check_alone(model, x)
+            check_deterministic(model)
             factors = factors_of(model, x, modules)
             never = [name for name in modules if name not in factors.kinds]
             if never:
@@ -100,10 +112,13 @@ class LayerFactors:
         """The factors of the inputs in `rows`."""
         activations = {name: a[rows] for name, a in self.activations.items()}
         cotangents = {name: g[rows] for name, g in self.cotangents.items()}
-        return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
+        return replace(self, outputs=self.outputs[-1:], activations=activations, cotangents=cotangents)
 
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
-        """Compare gradients made from the factors of the first and the last input with those that autograd gives.
+        """Compare outputs and gradients with those of the last input alone, by autograd.
+
+        This one pass sees that the model is deterministic, that it maps input by input, and that each layer is called
+        on the inputs of the batch and uses its weight as its class does.
 
         Parameters
         ----------
@@ -115,30 +130,68 @@ class LayerFactors:
 
         Raises
         ------
+        ValueError
+            Where the outputs differ.
         NotLayerwise
-            Where they differ: masks, hooks, subclasses or other uses of a weight that the layer's class does not show.
+            Where gradients differ: masks, hooks, subclasses or other uses of a weight that the layer's class does not
+            show.
         """
-        cotangent, wanted = gradient(model, x, uses)
-        pair = self.take([0, -1][: len(cotangent)])
+        modules = {name: model.get_submodule(name) for name in self.kinds}
 
-        def made(parameter: str) -> Tensor:
+        def note(name: str) -> Hook:
+            def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
+                _check_first_axis(name, 1, _first(args, kwargs), y)
+
+            return hook
+
+        state = torch.get_rng_state()
+        with hooked({name: note(name) for name in modules}, modules):
+            outputs, cotangent, wanted = gradient(model, take(x, [-1]), uses)
+        fault = "gives an input other outputs alone than in a batch"
+        drawn = not torch.equal(state, torch.get_rng_state())
+        if drawn or not agree(outputs, self.outputs[-1:]):  # one pass may miss what is random; several say what it is
+            check_alone(model, x)
+            check_agree(fault, outputs, self.outputs[-1:])
+        few = self.take([-1])
+
+        def made(parameter: str, directions: Tensor | None) -> Tensor:
             (name, which), grad = uses[parameter], wanted[parameter]
             if name not in self.kinds:  # never called
-                return torch.zeros_like(grad)
-            layer = model.get_submodule(name)
-            matrix = pair.pull(layer, name, which, cotangent.to(grad.dtype))
-            columns = self.kinds[name] == "linear" and which == "weight" and not is_rowwise(layer)
-            return matrix.T if columns else matrix
+                return torch.zeros_like(grad if directions is None else along(grad, directions))
+            v = cotangent.to(grad.dtype)
+            if directions is not None and self.kinds[name] == "scale":  # of several axes
+                return along(few.pull(modules[name], name, which, v).reshape(grad.shape), directions)
+            return few.pull(modules[name], name, which, v, directions)
 
-        for parameter, gap, norm in disagreements(made, wanted):
+        def rowwise(parameter: str, grad: Tensor) -> Tensor:
+            name, which = uses[parameter]
+            columns = self.kinds.get(name) == "linear" and not is_rowwise(modules[name])
+            turned = which == "weight" and (columns or self.kinds.get(name) == "transposed")
+            return grad.transpose(0, 1) if turned else grad
+
+        turned = {parameter: rowwise(parameter, grad) for parameter, grad in wanted.items()}
+        try:
+            found = list(disagreements(made, turned))
+        except RuntimeError as error:
+            raise NotLayerwise(f"model must use its layers as their classes do; {error}") from error
+        for parameter, gap, norm in found:
             name, which = uses[parameter]
             raise NotLayerwise(
                 f"{parameter!r} is not used as the {which} of a {type(model.get_submodule(name)).__name__} alone: "
                 f"its gradient from layer factors differs from autograd's by {gap:.1e}, its norm being {norm:.1e}"
             )
 
-    def pull(self, layer: nn.Module, name: str, which: str, v: Tensor) -> Tensor:
+    def pull(self, layer: nn.Module, name: str, which: str, v: Tensor, directions: Tensor | None = None) -> Tensor:
         """Gradient of sum_i v_i . F(x_i) by the weight or bias of a layer, for v (n, C).
+
+        Parameters
+        ----------
+        layer : nn.Module
+        name : str
+        which : {"weight", "bias"}
+        v : Tensor (n, C)
+        directions : Tensor (p, k), optional
+            Multiply the gradient, a matrix of k columns, by these, without making it.
 
         Returns
         -------
@@ -150,10 +203,12 @@ class LayerFactors:
             return g.sum(0)
         if isinstance(layer, nn.Embedding):
             kept = a >= 0
+            g = g if directions is None else g @ directions.T
             return g.new_zeros(layer.num_embeddings, g.shape[1]).index_add_(0, a[kept], g[kept])
         a = a.to(v.dtype)
         if self.kinds[name] == "scale":
             return (g * a).sum(0)
+        a = a if directions is None else a @ directions.T
         if self.kinds[name] == "grouped":
             return torch.einsum("tkf,tki->kfi", g.unflatten(1, (a.shape[1], -1)), a).flatten(0, 1)
         return g.T @ a
@@ -174,8 +229,8 @@ class NotLayerwise(ValueError):
     """The factors of a model's layers do not give its gradients; another method may."""
 
 
-def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cotangents v (2, C) of the `ends` of the batch and the gradient of sum_i v_i . F(x_i) by autograd alone.
+def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Outputs F (n, C) of some inputs, cotangents v (n, C), and the gradient of sum_i v_i . F(x_i) by autograd alone.
 
     Frozen parameters are differentiated too, and left frozen. v is drawn with a fixed seed.
     """
@@ -186,7 +241,7 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
         for p in frozen:
             p.requires_grad_(True)
         with torch.enable_grad():
-            outputs = call(model, ends(x))
+            outputs = call(model, x)
         cotangent = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
         found: tuple[Tensor | None, ...] = (None,) * len(tensors)
         if outputs.requires_grad:
@@ -195,18 +250,38 @@ def gradient(model: nn.Module, x: Batch, parameters: Iterable[str]) -> tuple[Ten
         for p in frozen:
             p.requires_grad_(False)
     pairs = zip(tensors.items(), found, strict=True)
-    return cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+    return outputs.detach(), cotangent, {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
-def disagreements(made: Callable[[str], Tensor], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, float, float]]:
+def along(gradient: Tensor, directions: Tensor) -> Tensor:
+    """A gradient, as a matrix of k columns, times directions (p, k): (rows, p)."""
+    return nn.functional.linear(directions.to(gradient.dtype), gradient.flatten(1)).T
+
+
+def disagreements(
+    made: Callable[[str, Tensor | None], Tensor], wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float, float]]:
     """Parameters whose gradient is not autograd's beyond round-off, with the norms of the difference and of autograd's.
 
-    What is below a hundredth of the largest gradient, such as one that is 0 but for round-off, is measured by that.
+    Matrices are compared along two random directions, which miss a difference with probability 0 and need no second
+    matrix: ``made(name, directions)`` is (rows, 2) then. What is below a hundredth of the largest gradient, such as one
+    that is 0 but for round-off, is measured by that.
     """
-    largest = max((g.norm().item() for g in wanted.values()), default=0.0)
+    generator, drawn, pairs = torch.Generator().manual_seed(0), {}, {}
     for name, grad in wanted.items():
-        gap, norm = (made(name).reshape(grad.shape) - grad).norm().item(), grad.norm().item()
-        if not gap <= tolerance(grad.dtype) * (norm + largest / 100):
+        directions = None
+        if grad.ndim > 1:
+            grad = grad.flatten(1)
+            key = (grad.shape[1], grad.dtype)
+            if key not in drawn:
+                drawn[key] = (torch.randn(2, key[0], generator=generator) / 2**0.5).to(grad)
+            directions = drawn[key]
+            grad = along(grad, directions)
+        pairs[name] = made(name, directions).reshape(grad.shape), grad
+    norms = {name: ((one - two).norm().item(), two.norm().item()) for name, (one, two) in pairs.items()}
+    largest = max((norm for _, norm in norms.values()), default=0.0)
+    for name, (gap, norm) in norms.items():
+        if not gap <= tolerance(wanted[name].dtype) * (norm + largest / 100):
             yield name, gap, norm
 
 
@@ -214,57 +289,105 @@ def disagreements(made: Callable[[str], Tensor], wanted: Mapping[str, Tensor]) -
 #
 #   step          what it makes, a layer                                      shape
 #   _forward      inputs as activations, one tensor a call                    (n, T, fan_in), indices (n, T)
-#                 probes: zeros added to the layer's output, so that          (n, ..., fan_out)
-#                 dF/dprobe is dF/dy, whether or not the weight is frozen
-#   _backward     dF_c/dprobe, for each output c                              (n, C, ..., fan_out)
+#                 the place of the layer's output in the graph, where         (n, ..., fan_out)
+#                 autograd gives dF/dy, whether or not the weight is frozen
+#   _backward     dF_c/dy, for some outputs c at once                         (n, C, ..., fan_out)
 #   _positions    the same, with positions on one axis                        (n, C, T, fan_out)
 
 
 def factors_of(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> LayerFactors:
     """`LayerFactors.from_model` for chosen modules and a checked batch, without layers that are never called."""
-    _check_first_axis(model, x, modules)
-    outputs, inputs, probes = _forward(model, x, modules)
-    called = {name: module for name, module in modules.items() if probes[name]}
-    gradients = iter(_backward(outputs, [probe for name in called for probe in probes[name]]))
+    try:
+        outputs, inputs, places = _forward(model, x, modules)
+    except RuntimeError as error:  # a layer whose inputs have other shapes than its class says
+        check_alone(model, x)  # whose error is the better one where the model itself refuses the batch
+        raise NotLayerwise(f"model must use its layers as their classes do; {error}") from error
+    called = {name: module for name, module in modules.items() if places[name]}
+    gradients = iter(_backward(outputs, [place for name in called for place in places[name]]))
     cotangents = {
-        name: _join([_positions(module, next(gradients)) for _ in probes[name]], 2) for name, module in called.items()
+        name: _join([_positions(module, next(gradients)) for _ in places[name]], 2) for name, module in called.items()
     }
     activations = {name: _join(inputs[name], 1) for name in called}
     return LayerFactors(outputs.detach(), activations, cotangents, {name: str(kind(m)) for name, m in called.items()})
 
 
+class _Place(NamedTuple):
+    """Where the output of a layer's call stands in the graph (None if no gradient passes), and a tensor like it."""
+
+    edge: GradientEdge | None
+    like: Tensor
+
+
 def _forward(
     model: nn.Module, x: Batch, modules: dict[str, nn.Module]
-) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, list[Tensor]]]:
-    """Outputs, and for each call of each layer its input as activations and the probe added to its output."""
+) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, list[_Place]]]:
+    """Outputs, and for each call of each layer its input as activations and the place of its output."""
     n = size(x)
     inputs: dict[str, list[Tensor]] = {name: [] for name in modules}
-    probes: dict[str, list[Tensor]] = {name: [] for name in modules}
+    places: dict[str, list[_Place]] = {name: [] for name in modules}
 
     def record(name: str, module: nn.Module) -> Hook:
         def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> Tensor:
             a = _first(args, kwargs).detach()
-            y = y.expand(n, *y.shape[1:])  # position embeddings are looked up once for the whole batch
-            probe = torch.zeros_like(y, requires_grad=True)
+            _check_first_axis(name, n, a, y)
+            if len(y) != n:  # position embeddings are looked up once for the whole batch
+                y = y.expand(n, *y.shape[1:]).clone()
+            if not y.requires_grad:  # all is frozen up to here
+                y = y + y.new_zeros((), requires_grad=True)
             inputs[name].append(_features(module, a.expand(n, *a.shape[1:])))
-            probes[name].append(probe)
-            return y + probe
+            places[name].append(_Place(get_gradient_edge(y) if y.requires_grad else None, y.new_empty(0, *y.shape[1:])))
+            return y
 
         return hook
 
     with torch.enable_grad(), hooked({name: record(name, module) for name, module in modules.items()}, modules):
-        return call(model, x), inputs, probes
+        return call(model, x), inputs, places
 
 
-def _backward(outputs: Tensor, probes: list[Tensor]) -> list[Tensor]:
-    """dF_c/dprobe for each probe (n, ...), as (n, C, ...); 0 where an output does not depend on a call of a layer."""
+def _backward(outputs: Tensor, places: list[_Place]) -> list[Tensor]:
+    """dF_c/dy at each place, as (n, C, ...); 0 where an output does not depend on a call of a layer.
+
+    With few inputs several outputs go through one pass, as ROWS says: products of few rows are slow.
+    """
     n, C = outputs.shape
-    stacked = [probe.new_empty(n, C, *probe.shape[1:]) for probe in probes]
-    for c in range(C if probes else 0):
-        grads = torch.autograd.grad(outputs[:, c].sum(), probes, retain_graph=c + 1 < C, allow_unused=True)
-        for cotangent, g in zip(stacked, grads, strict=True):
-            cotangent[:, c] = 0 if g is None else g
+    edges = [place.edge for place in places if place.edge is not None]
+    step = max(1, min(C, ROWS // n))
+    stacked: list[Tensor] = []
+    for start in range(0, C, step):
+        basis = outputs.new_zeros(min(step, C - start), n, C)
+        basis.diagonal(start, 0, 2).fill_(1.0)
+        pulled = iter(_pulled(outputs, edges, basis, start + step >= C))
+        found = [None if place.edge is None else next(pulled) for place in places]
+        if step == C:  # nothing to stack; for one output nothing to copy either
+            return [_zeros(place, n, C) if g is None else g.transpose(0, 1).contiguous()
+                    for place, g in zip(places, found, strict=True)]  # fmt: skip
+        stacked = stacked or [_zeros(place, n, C) for place in places]
+        for cotangent, g in zip(stacked, found, strict=True):
+            if g is not None:
+                cotangent[:, start : start + len(basis)] = g.transpose(0, 1)
     return stacked
+
+
+def _zeros(place: _Place, n: int, C: int) -> Tensor:
+    return place.like.new_zeros(n, C, *place.like.shape[1:])
+
+
+def _pulled(outputs: Tensor, edges: list[GradientEdge], basis: Tensor, last: bool) -> Sequence[Tensor | None]:
+    """Gradients of k weighted sums of the outputs, (k, n, ...), for weights (k, n, C)."""
+    if not edges or not outputs.requires_grad:
+        return [None] * len(edges)
+    pull: Callable[..., Sequence[Tensor | None]] = partial(torch.autograd.grad, outputs, edges, allow_unused=True)
+    if len(basis) > 1:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return pull(basis, retain_graph=True, is_grads_batched=True)
+        except RuntimeError as error:  # custom functions that look at values, and the like
+            logger.info("factors: one output at a time, since vmap says %.200s", error)
+    single = [pull(weights, retain_graph=not last or i + 1 < len(basis)) for i, weights in enumerate(basis)]
+    if len(single) == 1:
+        return [None if g is None else g[None] for g in single[0]]
+    return [None if column[0] is None else torch.stack(list(column)) for column in zip(*single, strict=True)]
 
 
 def _first(args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Tensor:
@@ -301,28 +424,52 @@ def _features(layer: nn.Module, x: Tensor) -> Tensor:
         image = image if image.ndim == 4 else image[:, :, None]  # a signal is an image of height 1
         patches = nn.functional.unfold(image, flat[0], dilation=flat[1], stride=flat[2]).mT
         return patches if layer.groups == 1 else patches.unflatten(2, (layer.groups, -1))
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return _transposed_patches(layer, x)
     if kind(layer) == "scale":
         return _positions(layer, _normalised(layer, x)[:, None])[:, 0]
-    return prefactor(layer) * x.reshape(n, -1, x.shape[-1])
+    a = x.reshape(n, -1, x.shape[-1])
+    return a if prefactor(layer) == 1.0 else prefactor(layer) * a
+
+
+def _transposed_patches(layer: nn.ConvTranspose1d | nn.ConvTranspose2d, x: Tensor) -> Tensor:
+    """What each output of a transposed convolution sees: patches of the input with zeros between its pixels."""
+
+    def pair(values: Any, missing: int) -> tuple[int, int]:
+        low, high = [missing] * (2 - len(values)) + list(values)  # a signal is an image of height 1
+        return low, high
+
+    kernel, dilation, stride = pair(layer.kernel_size, 1), pair(layer.dilation, 1), pair(layer.stride, 1)
+    padding, more = pair(layer.padding, 0), pair(layer.output_padding, 0)
+    image = x if x.ndim == 4 else x[:, :, None]
+    height, width = ((pixels - 1) * s + 1 for pixels, s in zip(image.shape[2:], stride, strict=True))
+    spread = image.new_zeros(*image.shape[:2], height, width)
+    spread[:, :, :: stride[0], :: stride[1]] = image
+    low, left = (d * (k - 1) - p for d, k, p in zip(dilation, kernel, padding, strict=True))
+    spread = nn.functional.pad(spread, (left, left + more[1], low, low + more[0]))
+    patches = nn.functional.unfold(spread, kernel, dilation=dilation).unflatten(1, (-1, *kernel))
+    return patches.flip(2, 3).flatten(1, 3).mT
 
 
 def _normalised(layer: nn.Module, x: Tensor) -> Tensor:
     """What a normalisation multiplies its weight by: its output with weight 1 and bias 0, less that with weight 0.
 
-    So an RMSNorm that stores its weight as an offset from 1 is one too.
+    So an RMSNorm that stores its weight as an offset from 1 is one too; PyTorch's own norms give 0 with weight 0.
     """
-    outputs = []
+    outputs: list[Tensor] = []
     for value in (1.0, 0.0):
         values = {key: torch.full_like(p, value if key == "weight" else 0.0) for key, p in layer.named_parameters()}
         with torch.no_grad(), substituted(layer, values):
             outputs.append(layer.forward(x))
+        if isinstance(layer, (LayerNorm, GroupNorm, _NormBase)):
+            return outputs[0]
     return outputs[0] - outputs[1]
 
 
 def _positions(layer: nn.Module, g: Tensor) -> Tensor:
     """Cotangents (n, C, ...) of a layer's output as (n, C, T, fan_out)."""
     n, C = g.shape[:2]
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d, GroupNorm, _NormBase)):  # channels come before positions
+    if isinstance(layer, (_ConvNd, GroupNorm, _NormBase)):  # channels come before positions
         return g.reshape(n, C, g.shape[2], -1).mT
     width = next(layer.parameters()).numel() if kind(layer) == "scale" else g.shape[-1]
     return g.reshape(n, C, -1, width)
@@ -332,21 +479,10 @@ def _join(tensors: list[Tensor], dim: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
 
 
-def _check_first_axis(model: nn.Module, x: Batch, modules: dict[str, nn.Module]) -> None:
-    """Raise ValueError if some layer's input does not have the batch, or 1, along its first axis."""
-    seen: dict[str, int] = {}
-
-    def note(name: str) -> Hook:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
-            seen[name] = max(seen.get(name, 1), len(_first(args, kwargs)), len(y))
-
-        return hook
-
-    with torch.no_grad(), hooked({name: note(name) for name in modules}, modules):
-        call(model, take(x, slice(0, 1)))
-    wrong = {name: length for name, length in seen.items() if length != 1}
-    if wrong:
+def _check_first_axis(name: str, n: int, a: Tensor, y: Tensor) -> None:
+    """Raise NotLayerwise unless a layer's input and output have the batch, or 1, along their first axis."""
+    if not {len(a), len(y)} <= {1, n}:
         raise NotLayerwise(
-            "model must keep the inputs along the first axis of every layer's input; for one input, layers "
-            f"{listed(wrong)} are called on several rows"
+            "model must keep the inputs along the first axis of every layer's input; for "
+            f"{n} input{'s' * (n > 1)} layer {name!r} is called on {len(a)} rows and gives {len(y)}"
         )

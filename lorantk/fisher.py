@@ -27,6 +27,8 @@ from .batches import (
     collect,
     map_inputs,
     restored,
+    size,
+    take,
     tensors,
 )
 from .kernels import Inputs, Selected, Selection, ntk
@@ -57,15 +59,28 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
     TypeError, ValueError
         On an unknown loss, or labels of the wrong shape, dtype or range.
     """
-    check_choice("loss", loss, LOSSES)
     outputs = check_tensor("outputs", outputs, ndim=2)
-    n, C = outputs.shape
+    check_labels(y, len(outputs), outputs[0], loss)
+    return _cotangents(outputs, y, loss)
+
+
+def _cotangents(outputs: Tensor, y: Tensor, loss: str) -> Tensor:
+    if loss == "squared_error":
+        return outputs - y
+    hot = y[:, None] == torch.arange(outputs.shape[1], device=y.device)
+    return torch.softmax(outputs, dim=1) - hot.to(outputs.dtype)
+
+
+def check_labels(y: object, n: int, output: Tensor, loss: str) -> None:
+    """Raise TypeError or ValueError unless y holds n labels for outputs like the one given, of shape (C,)."""
+    check_choice("loss", loss, LOSSES)
+    C = len(output)
     if loss == "squared_error":
         y = check_tensor("y", y, ndim=2)
-        check_same_kind("y", y, "outputs", outputs)
-        if y.shape != outputs.shape:
+        check_same_kind("y", y, "outputs", output)
+        if y.shape != (n, C):
             raise ValueError(f"y must have shape {(n, C)} for 'squared_error'; got {tuple(y.shape)}")
-        return outputs - y
+        return
     y = check_tensor("y", y, ndim=1, floating=False)
     if y.dtype != torch.int64:
         raise TypeError(f"y must be int64 class indices for 'cross_entropy'; got dtype {y.dtype}")
@@ -73,32 +88,36 @@ def loss_cotangents(outputs: Tensor, y: Tensor, loss: str = "cross_entropy") -> 
         raise ValueError(f"y must hold {n} class indices from 0 to {C - 1}; got {len(y)} from {y.min()} to {y.max()}")
     if C == 1:
         raise ValueError("loss 'cross_entropy' needs two outputs or more; with one output its gradient is always 0")
-    return torch.softmax(outputs, dim=1) - torch.nn.functional.one_hot(y, C)
 
 
 class Contracted(nn.Module):
-    """A model whose only output is d . F(x): its Jacobian J^T d is the gradient of the loss, its kernel is d^T K d'."""
+    """A model whose only output is d . F(x): its Jacobian J^T d is the gradient of the loss, its kernel is d^T K d'.
 
-    def __init__(self, model: nn.Module, select: Selection | None = None) -> None:
+    The cotangents d = dL/dF are made from the outputs of the same pass, as constants.
+    """
+
+    def __init__(self, model: nn.Module, loss: str, select: Selection | None = None) -> None:
         super().__init__()
         self.model = model if select is None else Selected(model, select)
+        self.loss = loss
         self.train(model.training)
 
-    def forward(self, cotangents: Tensor, **inputs: Tensor) -> Tensor:
-        x = {name.removeprefix("input "): t for name, t in inputs.items()}  # no name of a tensor is "cotangents" then
+    def forward(self, labels: Tensor, **inputs: Tensor) -> Tensor:
+        x = {name.removeprefix("input "): t for name, t in inputs.items()}  # no name of a tensor is "labels" then
         outputs = call(self.model, x.get("", x))
-        return (cotangents * outputs).sum(1, keepdim=True)
+        return (_cotangents(outputs.detach(), labels, self.loss) * outputs).sum(1, keepdim=True)
 
-    def kernel(self, x: Batch, d: Tensor, output: str, layers: Layers, method: str, memory: int | str | None) -> Tensor:
+    def kernel(self, x: Batch, y: Tensor, output: str, layers: Layers, method: str, memory: int | str | None) -> Tensor:
         """The kernel of the contracted outputs; `layers` are those of the model inside."""
         if layers is not None:
             inner = self.model.model if isinstance(self.model, Selected) else self.model
             prefix = "model.model" if isinstance(self.model, Selected) else "model"
             named = layers_with_adapters(inner, layers)
             layers = "|".join(re.escape(f"{prefix}.{name}".rstrip(".")) for name in named)
-        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]  # under autocast d has another dtype
+        floating = [p.dtype for p in self.parameters() if p.is_floating_point()]
+        cast = y.is_floating_point() and y.dtype not in floating  # as outputs under autocast are
         labelled = {
-            "cotangents": d if d.dtype in floating else d.to(floating[0]),
+            "labels": y.to(floating[0]) if cast else y,
             **{f"input {name}": t for name, t in tensors(x).items()},
         }
         return ntk(self, labelled, layers=layers, method=method, output=output, max_memory=memory)
@@ -175,21 +194,22 @@ def loss_gram(
     -----
     Statements ``eq-3``, ``eq-4``, ``thm-fisher``.
     """
-    contracted, x, d = _contracted(model, x, y, loss, select)
-    gram = contracted.kernel(x, d, "trace", layers, method, max_memory)
+    contracted, x = _contracted(model, x, y, loss, select)
+    gram = contracted.kernel(x, y, "trace", layers, method, max_memory)
     return (gram + gram.T) / 2
 
 
 def _contracted(
     model: nn.Module, x: Inputs, y: Tensor, loss: str, select: Selection | None
-) -> tuple[Contracted, Batch, Tensor]:
-    """The model contracted with its loss cotangents, the batch as one, and the cotangents; all arguments checked."""
+) -> tuple[Contracted, Batch]:
+    """The model contracted with its loss cotangents, and the batch as one; all arguments checked."""
     check_choice("loss", loss, LOSSES)
     batch = collect(x)
     check_batch("x", batch, model)
-    contracted = Contracted(model, select)
+    contracted = Contracted(model, loss, select)
     with torch.no_grad(), restored(model):
-        return contracted, batch, loss_cotangents(call(contracted.model, batch), y, loss)
+        check_labels(y, size(batch), call(contracted.model, take(batch, [0]))[0], loss)
+    return contracted, batch
 
 
 def fisher_spectrum(
@@ -240,8 +260,8 @@ def fisher_trace(
     -----
     Statement ``thm-fisher``: what is printed is a scalar, hence the trace.
     """
-    contracted, x, d = _contracted(model, x, y, loss, select)
-    return contracted.kernel(x, d, "diagonal", layers, method, max_memory).mean()
+    contracted, x = _contracted(model, x, y, loss, select)
+    return contracted.kernel(x, y, "diagonal", layers, method, max_memory).mean()
 
 
 def true_fisher_spectrum(

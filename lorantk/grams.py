@@ -9,6 +9,7 @@ Statements ``eq-2``, ``lem-lora-ntk``. Source: Novak et al. (2022) for the contr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,8 +21,8 @@ from .batches import check_choice, uncast
 if TYPE_CHECKING:
     from .factors import LayerFactors
 
-CHUNK = 2**24
-"""Entries of the largest temporary that a contraction over positions makes: 64 MiB in float32."""
+CHUNK, SMALL = 2**24, 2**22
+"""Entries of the largest temporary that a contraction over positions makes (64 MiB in float32), and of a quick one."""
 
 LEAF = 160
 """Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done."""
@@ -55,6 +56,7 @@ def gram(
     per_input = C if output == "full" else 1
     total = one.outputs.new_zeros(n1 * per_input, n2 * per_input, dtype=accumulator(one.outputs.dtype))
     symmetric = other is one
+    scratch = _Scratch(total)
     waiting: list[_Term] = []  # terms held for one pass over the tiles of `total`
     for name, parameter in [(name, "weight") for name in one.kinds] if uses is None else uses:
         first = _side(one, name)
@@ -62,15 +64,15 @@ def gram(
         if not (first.g[0].any() or first.g.any()):  # dead units, or A behind B = 0
             continue
         terms = _bias_terms if parameter == "bias" else _TERMS[one.kinds[name]]
-        for term in terms(first, second, output):
+        for term in terms(first, second, output, scratch):
             if isinstance(term, _Scatter):
                 term.add_to(total)
             elif len(waiting) < 64 and term.a1 is not None:
                 waiting.append(term)
             else:
-                _accumulate(total, [term], per_input, symmetric)
+                _accumulate(total, [term], per_input, symmetric, scratch)
     if waiting:
-        _accumulate(total, waiting, per_input, symmetric)
+        _accumulate(total, waiting, per_input, symmetric, scratch)
     if symmetric:
         _mirror(total, per_input)
     return total.view(n1, C, n2, C) if output == "full" else total
@@ -121,6 +123,20 @@ class _Side(NamedTuple):
     g: Tensor
 
 
+class _Scratch:
+    """Memory that the products of one kernel use again and again: new pages are slow."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.held = dict.fromkeys(("one", "other", "tile"), like.new_empty(0))
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """A tensor of this shape, which the next one of this name overwrites."""
+        count = math.prod(shape)
+        if len(self.held[name]) < count:
+            self.held[name] = self.held[name].new_empty(count)
+        return self.held[name][:count].view(shape)
+
+
 class _Term(NamedTuple):
     """A summand rows1 @ rows2.T, times a1 @ a2.T if given; rows (n C, k), or (n, C k) for the trace, a (n, fan_in)."""
 
@@ -151,13 +167,13 @@ def _rows(gradients: Tensor, output: str) -> Tensor:
 #   gradients             (sum_t g_t a_t^T) . (sum_u g'_u a'_u^T)      n1 n2 C^2 fan_in fan_out, and making them
 
 
-def _linear_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+def _linear_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Term]:
     """The cheapest of the three ways in the table above."""
     T1, T2 = one.g.shape[2], other.g.shape[2]
     if T1 == T2 == 1 or _pairs_are_cheaper(one, other, output):
         yield from _position_terms(one, other, output)
     else:
-        yield from _gradient_terms(one, other, output)
+        yield from _gradient_terms(one, other, output, scratch)
 
 
 def _pairs_are_cheaper(one: _Side, other: _Side, output: str) -> bool:
@@ -178,32 +194,37 @@ def _position_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
             yield _Term(rows, rows if same else _rows(other.g[:, :, u], output), one.a[:, t], other.a[:, u])
 
 
-def _gradient_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
-    """The gradients themselves, for as many rows of W at once as CHUNK allows."""
+def _gradient_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Term]:
+    """The gradients themselves, for some rows of W at once; each term is used up before the next one is made."""
     C, fan_out, fan_in = one.g.shape[1], one.g.shape[3], one.a.shape[2]
-    step = max(1, CHUNK // (max(len(one.g), len(other.g)) * C * fan_in))
-    for part in (slice(start, start + step) for start in range(0, fan_out, step)):
-        rows = _gradient_rows(one, part, output)
-        yield _Term(rows, rows if other.g is one.g else _gradient_rows(other, part, output))
+    row = max(len(one.g), len(other.g)) * C * fan_in
+    step = max(1, min(CHUNK // row, max(16, SMALL // row)))
+    for part in (slice(start, min(start + step, fan_out)) for start in range(0, fan_out, step)):
+        rows = _gradient_rows(one, part, output, scratch, "one")
+        yield _Term(rows, rows if other.g is one.g else _gradient_rows(other, part, output, scratch, "other"))
 
 
-def _gradient_rows(side: _Side, part: slice, output: str) -> Tensor:
+def _gradient_rows(side: _Side, part: slice, output: str, scratch: _Scratch, name: str) -> Tensor:
     """sum_t g_t a_t^T for some rows of W, flattened."""
-    return _rows(torch.einsum("nctf,nti->ncfi", side.g[..., part], side.a), output)
+    g = side.g[..., part].mT
+    n, C, rows = g.shape[:3]
+    gradients = scratch.take(name, n, C * rows, side.a.shape[2])
+    torch.bmm(g.reshape(n, C * rows, -1), side.a, out=gradients)
+    return _rows(gradients.view(n, C, rows, -1), output)
 
 
-def _bias_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+def _bias_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Term]:
     rows1 = _rows(one.g.sum(2), output)
     yield _Term(rows1, rows1 if other.g is one.g else _rows(other.g.sum(2), output))
 
 
-def _scale_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+def _scale_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Term]:
     """y = w * a + b by element: the gradient by w is sum_t g_t * a_t."""
     rows1 = _rows((one.g * one.a[:, None]).sum(2), output)
     yield _Term(rows1, rows1 if other.g is one.g else _rows((other.g * other.a[:, None]).sum(2), output))
 
 
-def _grouped_terms(one: _Side, other: _Side, output: str) -> Iterator[_Term]:
+def _grouped_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Term]:
     """A convolution in groups of channels has few weights: its gradients are made as they are."""
     rows1 = _rows(_grouped_gradients(one), output)
     yield _Term(rows1, rows1 if other.g is one.g else _rows(_grouped_gradients(other), output))
@@ -226,7 +247,7 @@ class _Scatter(NamedTuple):
         total[self.rows[:, None], self.columns] += self.values
 
 
-def _embedding_terms(one: _Side, other: _Side, output: str) -> Iterator[_Scatter]:
+def _embedding_terms(one: _Side, other: _Side, output: str, scratch: _Scratch) -> Iterator[_Scatter]:
     """One-hot activations: only inputs that share a token interact, so the sum runs over tokens that both hold."""
     first, second = _by_token(one), _by_token(other)
     C = one.g.shape[1]
@@ -253,9 +274,10 @@ def _by_token(side: _Side) -> dict[int, tuple[Tensor, Tensor]]:
     return {token: (inputs, total) for token, inputs, total in pieces if token >= 0}
 
 
-_TERMS: dict[str, Callable[[_Side, _Side, str], Iterator[_Term | _Scatter]]] = {
+_TERMS: dict[str, Callable[[_Side, _Side, str, _Scratch], Iterator[_Term | _Scatter]]] = {
     "linear": _linear_terms,
     "convolution": _linear_terms,
+    "transposed": _linear_terms,
     "grouped": _grouped_terms,
     "scale": _scale_terms,
     "embedding": _embedding_terms,
@@ -277,11 +299,9 @@ def _tiles(start: int, stop: int, per_input: int) -> Iterator[tuple[int, int, in
     yield from _tiles(half, stop, per_input)
 
 
-def _accumulate(total: Tensor, terms: Sequence[_Term], per_input: int, symmetric: bool) -> None:
+def _accumulate(total: Tensor, terms: Sequence[_Term], per_input: int, symmetric: bool, scratch: _Scratch) -> None:
     """Add the terms to `total` tile by tile; if symmetric, to the diagonal tiles and those above them only."""
     tiles = list(_tiles(0, len(total), per_input) if symmetric else _bands(total, per_input))
-    largest = max((stop - start) * (right - left) for start, stop, left, right in tiles)
-    buffer = total.new_empty(largest)  # one for all tiles: new pages are slow
     for start, stop, left, right in tiles:
         tile = total[start:stop, left:right]
         for rows1, rows2, a1, a2 in terms:
@@ -289,7 +309,7 @@ def _accumulate(total: Tensor, terms: Sequence[_Term], per_input: int, symmetric
             if a1 is None or a2 is None:
                 tile.addmm_(rows1, rows2.T)
                 continue
-            cotangents = torch.mm(rows1, rows2.T, out=buffer[: tile.numel()].view(tile.shape))
+            cotangents = torch.mm(rows1, rows2.T, out=scratch.take("tile", *tile.shape))
             a1, a2 = a1[start // per_input : stop // per_input], a2[left // per_input : right // per_input]
             _add_scaled(tile, cotangents, a1 @ a2.T, per_input)
 

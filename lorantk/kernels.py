@@ -20,19 +20,31 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .batches import Batch, call, check_alone, check_choice, check_pair, collect, size, take, tensors, undisturbed
+from .batches import (
+    Batch,
+    call,
+    check_alone,
+    check_choice,
+    check_deterministic,
+    check_pair,
+    collect,
+    is_finite,
+    size,
+    take,
+    undisturbed,
+)
 from .factors import LayerFactors, NotLayerwise
 from .layers import layers_with_adapters
-from .methods import METHODS, Method
+from .methods import METHODS, Method, NoProducts
 from .sweeps import lora_ntk_sweep
-from .tiles import assemble, describe, in_bytes
+from .tiles import assemble, in_bytes
 
 __all__ = ["lora_ntk_sweep", "ntk"]
 
 logger = logging.getLogger("lorantk")
 
 JACOBIAN_LIMIT = 2**27
-"""Largest number of Jacobian entries (1 GiB in float64) that method "auto" is willing to store."""
+"""Most Jacobian entries (1 GiB in float64) of two blocks, unless one input has more, and of those that "auto" makes."""
 
 Inputs: TypeAlias = "Batch | Iterable[Batch]"
 Weights: TypeAlias = "Mapping[str, float | Tensor]"
@@ -70,7 +82,8 @@ def ntk(
         group (LoRA+) or a diagonal preconditioner (Adam) enter the kernel.
     method : {"auto", "jacobian", "vector_products", "layerwise"}
         "auto" takes "layerwise" where it gives the gradients that autograd gives, else "jacobian" while the Jacobian
-        is small or `max_memory` bounds it, else "vector_products"; it logs what it took and why to ``lorantk``.
+        is small or `max_memory` bounds it, else "vector_products" where they go through the model, else "jacobian" in
+        blocks; it logs what it took and why to ``lorantk``.
     output : {"full", "trace", "diagonal"}
         All pairs of outputs, the sum over equal outputs, or each input with itself (with the same row of x2) only.
     select : function of what the model returns to a Tensor (n, C), optional
@@ -102,7 +115,7 @@ def ntk(
         problem = Problem(model, x1, x2, layers, weights, method, select)
         if output == "diagonal" and (out is not None or size(problem.x1) != size(problem.x2)):
             raise ValueError("output 'diagonal' is kept in memory (no out) and pairs each row of x1 with one of x2")
-        return problem.solve(lambda way: _compute(way, problem, output, max_memory, out))
+        return problem.solve(lambda way: _compute(way, problem, output, max_memory, out), max_memory is not None)
 
 
 class Selected(nn.Module):
@@ -142,16 +155,17 @@ class Problem:
         self.model = model if select is None else Selected(model, select)
         self.parameters = {prefix + name: p for name, p in parameters.items()}
         self.weights = {prefix + name: weight for name, weight in factors.items()}
-        self.label = "" if select is None else f"{getattr(select, '__qualname__', select)}"
-        for x in [self.x1] if self.x2 is self.x1 else [self.x1, self.x2]:
-            check_alone(self.model, x)
+        check_deterministic(self.model)
 
     def way(self, method: str) -> Method:
         """A method for this problem."""
         return METHODS[method](self.model, self.parameters, self.weights)
 
-    def solve(self, compute: Callable[[Method], Any]) -> Any:
-        """`compute` with the method asked for; for "auto" with the first that gives the model's gradients."""
+    def solve(self, compute: Callable[[Method], Any], blocks: bool = False) -> Any:
+        """`compute` with the method asked for; for "auto" with the first that gives the model's gradients.
+
+        With `blocks` it must be one that works block by block.
+        """
         if self.method != "auto":
             return compute(self.way(self.method))
         try:
@@ -159,15 +173,22 @@ class Problem:
             logger.info("ntk: method 'layerwise' for %d trainable tensors", len(self.parameters))
             return compute(way)
         except NotLayerwise as error:
-            second = "jacobian" if self._few_entries() else "vector_products"
-            logger.info("ntk: method %r for %d trainable tensors; %s", second, len(self.parameters), error)
-        return compute(self.way(second))
+            check_alone(self.model, self.x1)
+            reason: ValueError = error
+        if not blocks and self.entries() > JACOBIAN_LIMIT:
+            logger.info("ntk: method 'vector_products' for %d trainable tensors; %s", len(self.parameters), reason)
+            try:
+                return compute(self.way("vector_products"))
+            except NoProducts as error:
+                reason = error
+        logger.info("ntk: method 'jacobian' for %d trainable tensors; %s", len(self.parameters), reason)
+        return compute(self.way("jacobian"))
 
-    def _few_entries(self) -> bool:
+    def entries(self) -> int:
+        """Numbers in the Jacobians of both batches."""
         with torch.no_grad():
             C = call(self.model, take(self.x1, slice(0, 1))).shape[1]
-        entries = (size(self.x1) + size(self.x2)) * C * sum(p.numel() for p in self.parameters.values())
-        return entries <= JACOBIAN_LIMIT
+        return (size(self.x1) + size(self.x2)) * C * sum(p.numel() for p in self.parameters.values())
 
 
 def _compute(
@@ -192,6 +213,8 @@ def _compute(
         if way.__class__ is METHODS["vector_products"]:
             raise ValueError("max_memory is for methods 'layerwise' and 'jacobian'; 'vector_products' makes no blocks")
         count = _block_size(in_bytes(max_memory), prepare(take(x1, slice(0, 1))), problem.model, x1, output)
+    elif isinstance(way, METHODS["jacobian"]):
+        count = max(1, min(count, JACOBIAN_LIMIT * (size(x1) + size(x2)) // (2 * problem.entries())))
     if output == "diagonal":
         parts = []
         for rows in (slice(i, i + count) for i in range(0, size(x1), count)):
@@ -202,9 +225,7 @@ def _compute(
         lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)),
         lambda one, other: rounded(way.tile(one, other, output)),
         (size(x1), size(x2)), (count, count), symmetric=x2 is x1, out=None if out is None else Path(out),
-        fingerprint=[type(way).__name__, output, problem.label, str(x2 is x1), *describe(problem.model),
-                     *problem.parameters.items(), *problem.weights.items(), *problem.model.state_dict().items(),
-                     *tensors(x1).items(), *tensors(x2).items()],
+        depends_on=lambda: [type(way), output, problem.parameters, problem.weights, x2 is x1, x1, x2, problem.model],
     )  # fmt: skip
 
 
@@ -220,7 +241,7 @@ def trainable(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str,
         parameters = {name: parameters[name] for found in within.values() for name in found}
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True) among the layers asked for")
-    nonfinite = [name for name, p in parameters.items() if not bool(torch.isfinite(p).all())]
+    nonfinite = [name for name, p in parameters.items() if not is_finite(p)]
     if nonfinite:
         raise ValueError(f"model must have finite parameters; NaN or Inf in {nonfinite[0]!r}")
     return parameters

@@ -1,8 +1,9 @@
 """Which layers a model has, and how each uses its weight.
 
-A layer is "linear", "convolution" (a linear layer whose activations are patches), "grouped" (a convolution in groups of
-channels), "embedding" (a linear layer whose activations are one-hot) or "scale" (the weight of a normalisation, a
-product by element). The kind is read from the class; whether the layer keeps to it is checked where it is used.
+A layer is "linear", "convolution" (a linear layer whose activations are patches), "transposed" (one whose patches are
+those of the input with zeros between its pixels), "grouped" (a convolution in groups of channels), "embedding" (a
+linear layer whose activations are one-hot) or "scale" (the weight of a normalisation, a product by element). The kind
+is read from the class; whether the layer keeps to it is checked where it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 
 def kind(layer: nn.Module) -> str | None:
-    """How a layer uses its weight: "linear", "convolution", "grouped", "embedding", "scale" or None (unknown)."""
+    """How a layer uses its weight: "linear", "convolution", "transposed", "grouped", "embedding", "scale" or None."""
     if isinstance(layer, NonDynamicallyQuantizableLinear):  # inside nn.MultiheadAttention, which bypasses it
         return None
     pytorch_utils = sys.modules.get("transformers.pytorch_utils")  # no model has a Conv1D before it is imported
@@ -27,6 +28,8 @@ def kind(layer: nn.Module) -> str | None:
         return "linear"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         return "convolution" if layer.groups == 1 else "grouped"
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+        return "transposed" if layer.groups == 1 else None
     if isinstance(layer, nn.Embedding):
         return "embedding" if layer.max_norm is None and not layer.scale_grad_by_freq else None
     norm = isinstance(layer, (LayerNorm, GroupNorm, _NormBase)) or type(layer).__name__.endswith("RMSNorm")

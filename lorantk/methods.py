@@ -26,8 +26,8 @@ from torch.func import jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .batches import Batch, call, ends, map_inputs, size, take, tolerance, uncast
-from .factors import LayerFactors, NotLayerwise, disagreements, factors_of, gradient
+from .batches import Batch, call, check_alone, map_inputs, size, take, tolerance, uncast
+from .factors import LayerFactors, NotLayerwise, along, disagreements, factors_of, gradient
 from .grams import accumulator, diagonal_gram, gram
 from .layers import kind
 
@@ -63,7 +63,7 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, x: Batch, block: Any) -> None:
-        """Compare with the gradient of the first and last input by autograd; raise ValueError where it differs."""
+        """Compare with the gradient of the last input by autograd; raise ValueError where it differs."""
 
     @abstractmethod
     def tile(self, one: Any, other: Any, output: str) -> Tensor:
@@ -80,7 +80,12 @@ class Method(ABC):
 
     def refuse(self, made: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
         """Raise ValueError where a gradient differs from autograd's beyond round-off."""
-        for name, gap, norm in disagreements(made.__getitem__, wanted):
+
+        def compared(name: str, directions: Tensor | None) -> Tensor:
+            grad = made[name].reshape(wanted[name].shape)
+            return grad if directions is None else along(grad, directions)
+
+        for name, gap, norm in disagreements(compared, wanted):
             raise ValueError(f"model must be differentiable by torch.func; its gradient by {name!r} there "
                              f"differs from autograd's by {gap:.1e}, of {norm:.1e}")  # fmt: skip
 
@@ -114,10 +119,7 @@ class Layerwise(Method):
             self.uses[name] = (layer, which)
 
     def prepare(self, x: Batch) -> LayerFactors:
-        try:
-            return factors_of(self.model, x, self.owners)
-        except RuntimeError as error:  # a layer whose inputs have other shapes than its class says
-            raise NotLayerwise(f"model must use its layers as their classes do; {error}") from error
+        return factors_of(self.model, x, self.owners)
 
     def check(self, x: Batch, block: LayerFactors) -> None:
         block.check(self.model, x, self.uses)
@@ -146,6 +148,7 @@ class Jacobian(Method):
     """Jacobians of every input by torch.func, or by autograd where a model does not go through it."""
 
     def prepare(self, x: Batch) -> dict[str, Tensor]:
+        check_alone(self.model, x)
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 found = map_inputs(lambda one: jacrev(lambda v: call(self.model, one, v)[0])(self.values), x)
@@ -179,7 +182,7 @@ class Jacobian(Method):
         }
 
     def check(self, x: Batch, block: dict[str, Tensor]) -> None:
-        cotangent, wanted = gradient(self.model, x, self.parameters)
+        _, cotangent, wanted = gradient(self.model, take(x, [-1]), self.parameters)
         v = cotangent.to(accumulator(self.dtype))
         weighted = {name: (self._root(name) * g.to(v.dtype).flatten()).reshape(g.shape) for name, g in wanted.items()}
         wanted = {name: g.to(wanted[name]) for name, g in weighted.items()}
@@ -193,8 +196,8 @@ class Jacobian(Method):
     @staticmethod
     @uncast()
     def _combined(block: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
-        """sum_i v_i J_i over the ends of the batch."""
-        return {name: torch.einsum("nc,ncp->p", v, j[[0, -1][: len(v)]]) for name, j in block.items()}
+        """v J of the last input."""
+        return {name: torch.einsum("nc,ncp->p", v, j[-1:]) for name, j in block.items()}
 
     def tile(self, one: dict[str, Tensor], other: dict[str, Tensor], output: str) -> Tensor:
         return self._sum("ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm", one, other)
@@ -211,10 +214,15 @@ class Jacobian(Method):
         return total
 
 
+class NoProducts(ValueError):
+    """Products with vectors do not go through a model, or give other gradients; Jacobians may."""
+
+
 class VectorProducts(Method):
     """Columns of the kernel, K v = J1 (D (J2^T v)): one vjp and one jvp each, as many at once as COLUMNS allows."""
 
     def prepare(self, x: Batch) -> Batch:
+        check_alone(self.model, x)
         return x
 
     def pullback(self, x: Batch, cotangents: Tensor) -> dict[str, Tensor]:
@@ -229,13 +237,19 @@ class VectorProducts(Method):
             return jvp(lambda v: call(self.model, x, v), (self.values,), (direction,))[1].detach()
 
     def check(self, x: Batch, block: Batch) -> None:
-        cotangent, wanted = gradient(self.model, x, self.parameters)
+        last = take(x, [-1])
+        _, cotangent, wanted = gradient(self.model, last, self.parameters)
         plain = replace(self, weights={})
-        self.refuse(plain.pullback(ends(x), cotangent), wanted)
         norm = sum(g.double().square().sum().item() for g in wanted.values())
-        pushed = (plain.push(ends(x), wanted).double() * cotangent.double()).sum().item()
+        try:
+            self.refuse(plain.pullback(last, cotangent), wanted)
+            pushed = (plain.push(last, wanted).double() * cotangent.double()).sum().item()
+        except (RuntimeError, ValueError) as error:
+            raise NoProducts(
+                f"method 'vector_products' needs a model that torch.func differentiates; {error}"
+            ) from error
         if not abs(pushed - norm) <= 10 * tolerance(self.dtype) * norm:
-            raise ValueError(
+            raise NoProducts(
                 f"model must have a forward derivative; along its gradient it is {pushed:.3g}, not {norm:.3g}"
             )
 

@@ -102,8 +102,8 @@ class TangentKernel:
     def diagonal(self) -> Tensor:
         """(n C,): K of each input and output with itself."""
         self._needs_one_batch("diagonal")
-        blocks = ntk(self._model, self._problem.x1, output="diagonal", **self._keywords)
-        return blocks.diagonal(dim1=1, dim2=2).reshape(-1)
+        with undisturbed(self._model):
+            return self._side1.diagonal().to(self.dtype).diagonal(dim1=1, dim2=2).reshape(-1)
 
     def trace(self) -> Tensor:
         """The sum of the diagonal, a scalar tensor, in time O(n)."""
@@ -221,6 +221,10 @@ class _Side:
     def push(self, direction: dict[str, Tensor]) -> Tensor:
         """J p (n, C) for a change p of the parameters."""
         raise NotImplementedError
+
+    def diagonal(self) -> Tensor:
+        """Kernel (n, C, C) of each input with itself, from what is held."""
+        return self.way.diagonal(self.block, self.block)
 
 
 class _ProductSide(_Side):

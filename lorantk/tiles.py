@@ -8,21 +8,22 @@ process out, and a record or partial file that does not fit is an error, not a s
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from filelock import FileLock, Timeout
+from torch import Tensor
 from tqdm import tqdm
+
+from .fingerprints import fingerprint
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -55,7 +56,7 @@ def assemble(
     *,
     symmetric: bool,
     out: Path | None = None,
-    fingerprint: Iterable[object] = (),
+    depends_on: Callable[[], Iterable[object]] = tuple,
 ) -> Tensor:
     """The kernel (n1, ..., n2, ...) of tile(prepare1(rows), prepare2(columns)) over all pairs of blocks.
 
@@ -69,15 +70,15 @@ def assemble(
     symmetric : bool
     out : Path, optional
         The .npy file to write; the result is memory-mapped then.
-    fingerprint : iterable of tensors and strings
-        What the kernel depends on; a partial file of another computation is refused.
+    depends_on : function without arguments
+        Gives all that the kernel depends on; a partial file of another computation is refused.
     """
     rows, columns = ([slice(i, min(i + b, n)) for i in range(0, n, b)] for n, b in zip(sizes, blocks, strict=True))
     if len(rows) == len(columns) == 1 and out is None:
         first = prepare1(rows[0])
         return tile(first, first if symmetric else prepare2(columns[0]))
     pairs = [(i, j) for i in range(len(rows)) for j in range(i if symmetric else 0, len(columns))]
-    store = _Memory() if out is None else _File(out, [*fingerprint, str(sizes), str(blocks)])
+    store = _Memory() if out is None else _File(out, fingerprint(sizes, blocks, *depends_on()))
     try:
         current, first = -1, None
         for i, j in tqdm([pair for pair in pairs if pair not in store.done], "tiles", delay=2, leave=False):
@@ -94,13 +95,6 @@ def assemble(
         return store.close()
     finally:
         store.release()
-
-
-def describe(model: nn.Module) -> Iterator[str]:
-    """What a model computes beside its tensors: class and plain attributes of each layer, in order."""
-    for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, (bool, int, float, str, tuple)) or v is None}
-        yield f"{name} {type(module).__qualname__} {sorted(plain.items())} {module.extra_repr()}"
 
 
 class _Memory:
@@ -128,29 +122,19 @@ class _Memory:
 class _File(_Memory):
     """The kernel as a memory-mapped file, with a record of the tiles that are on disk."""
 
-    def __init__(self, out: Path, fingerprint: Iterable[object]) -> None:
+    def __init__(self, out: Path, identity: str) -> None:
         super().__init__()
         if out.suffix != ".npy" or not out.parent.is_dir():
             raise ValueError(f"out must be a path ending in .npy in an existing directory; got {str(out)!r}")
         if out.exists():
             raise ValueError(f"out must not exist yet; {str(out)!r} does: delete it or name another file")
-        digest = hashlib.sha256()
-        for item in fingerprint:
-            for part in item if isinstance(item, tuple) else (item,):
-                tensor = isinstance(part, Tensor)
-                digest.update(f"|{part.dtype} {tuple(part.shape)}|".encode() if tensor else f"|{part}|".encode())
-                digest.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor else b"")
-        self.out, self.id = out, digest.hexdigest()
+        self.out, self.id = out, identity
         self.partial, self.record = Path(f"{out}.partial"), Path(f"{out}.partial.json")
-        self.lock = Path(f"{out}.lock").open("a")  # noqa: SIM115 held until the kernel is complete
+        self.lock = FileLock(f"{out}.lock", timeout=0, mode=0o644)
         try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(self.lock.fileno()), Path(self.lock.name).stat())
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:  # locked by another process, or by one that has just deleted the lock
-            self.lock.close()
-            raise ValueError(f"out must be written by one process; another one writes {str(out)!r}")
+            self.lock.acquire()
+        except Timeout:
+            raise ValueError(f"out must be written by one process; another one writes {str(out)!r}") from None
         try:
             if out.exists():  # the other process has finished in between
                 raise ValueError(f"out must not exist yet; {str(out)!r} does: delete it or name another file")
@@ -201,8 +185,9 @@ class _File(_Memory):
         return torch.from_numpy(np.load(self.out, mmap_mode="c"))
 
     def release(self) -> None:
-        Path(self.lock.name).unlink(missing_ok=True)
-        self.lock.close()
+        with suppress(OSError):  # while it is held, so that no other process is in it; Windows removes it afterwards
+            Path(self.lock.lock_file).unlink()
+        self.lock.release()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

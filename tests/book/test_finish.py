@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import downloads  # noqa: E402
 import finish  # noqa: E402
 import pdf  # noqa: E402
-from chapters import Chapter, find_chapters  # noqa: E402
+from chapters import Chapter, find_chapters, parse_overrides  # noqa: E402
 
 HIDDEN = (
     '<div class="cell tag_hide-input"><details class="hide above-input"><div class="cell_input"><pre>{code}</pre></div>'
@@ -52,7 +52,7 @@ def test_heads_and_roles_are_what_a_screen_reader_needs():
 def executed(tmp_path):
     """A notebook as papermill leaves it, with one figure beside it, and the folder it lies in."""
     folder = tmp_path / "notebooks"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (tmp_path / "curve.png").write_bytes(b"a picture")
     page = (
         '<figure class="lorantk-figure"><picture><source srcset="../curve-narrow.svg"><img class="only-light" '
@@ -82,22 +82,49 @@ def test_a_notebook_taken_home_holds_its_pictures_and_nothing_of_this_machine(ex
 def test_a_chapter_ends_with_its_line_parameters_and_files():
     chapter = find_chapters(ROOT, ["4"])[0]
     section = downloads.rerun_section(chapter)
-    assert "make notebook N=04" in section
+    assert "<code>make notebook N=04</code>" in section
+    assert '<code>make notebook N=04 SET="width=2048 profile=quick"</code>' in section
     for name, value in chapter.defaults().items():
-        assert f"<code>{name}</code></td><td><code>{value!r}".replace("'", "&#x27;") in section
+        cells = f'<code>{name}</code></td><td data-head="value here"><code>'
+        assert cells + repr(value).replace("'", "&#x27;") in section
     assert section.count("download=") == 2
 
 
-def test_launch_links_wait_for_an_address(tmp_path):
+@pytest.mark.parametrize("chapter", find_chapters(ROOT), ids=lambda chapter: chapter.name)
+def test_what_a_page_offers_to_try_is_accepted(chapter):
+    settings = downloads.example(chapter.defaults()).split()
+    assert settings or not chapter.defaults()
+    parse_overrides(chapter, settings)
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A chapter of a project whose _config.yml names a repository."""
     config = (ROOT / "_config.yml").read_text()
-    chapter = Chapter(tmp_path, "04-matrix-m")
-    (tmp_path / "_config.yml").write_text(config)
-    assert downloads.launch_links(chapter) == {}
-    (tmp_path / "_config.yml").write_text(
-        config.replace('repository_url: ""', "repository_url: https://github.com/someone/lorantk")
-    )
-    (target,) = downloads.launch_links(chapter).values()
-    assert target == "https://mybinder.org/v2/gh/someone/lorantk/main?urlpath=lab/tree/notebooks/04-matrix-m.md"
+    address = "repository_url: https://github.com/someone/lorantk"
+    (tmp_path / "_config.yml").write_text(config.replace('repository_url: ""', address))
+    (tmp_path / "notebooks").mkdir(exist_ok=True)
+    (tmp_path / "book" / "notebooks").mkdir(parents=True)
+    return Chapter(tmp_path, "04-matrix-m")
+
+
+def test_launch_links_wait_for_an_address(named):
+    assert downloads.launch_links(Chapter(ROOT, named.name)) == {}
+    assert list(downloads.launch_links(named).values()) == [
+        "https://mybinder.org/v2/gh/someone/lorantk/main"
+        "?urlpath=lab/tree/notebooks/04-matrix-m.md%3Ffactory%3DJupytext%20Notebook",
+        "https://colab.research.google.com/github/someone/lorantk/blob/executed/04-matrix-m.ipynb",
+    ]
+
+
+def test_a_notebook_for_elsewhere_fetches_the_project_first(named, executed, tmp_path):
+    notebook, _ = executed
+    named.source.write_text("# M")
+    nbformat.write(notebook, named.executed)
+    downloads.write_downloads(named, tmp_path)
+    taken = nbformat.read(tmp_path / "downloads" / "04-matrix-m.ipynb", as_version=4)
+    assert "git clone -q --depth 1 --branch main https://github.com/someone/lorantk project" in taken.cells[0].source
+    assert [cell.source for cell in taken.cells[1:]] == ["save()"]
 
 
 def test_the_printed_book_has_every_page_of_the_contents(tmp_path):

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "book"))
 import reference  # noqa: E402
 import regenerate  # noqa: E402
 import typer  # noqa: E402
-from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides  # noqa: E402
+from chapters import data_files, find_chapters, foreign_packages, imported_modules, parse_overrides, parse_settings  # noqa: E402
 
 NOTEBOOK = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
@@ -44,7 +44,7 @@ from lorantk.{module} import value
 folder = pathlib.Path(os.environ["LORANTK_RESULTS"])
 (folder / "figures").mkdir(parents=True, exist_ok=True)
 (folder / "figures" / "{title}.csv").write_text(f"x\\n{{value + seed + offset}}\\n")
-(folder / "figures" / "{title}.json").write_text('{{"columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
+(folder / "figures" / "{title}.json").write_text('{{"alt": "", "columns": {{"x": {{"rtol": 1e-6, "atol": 0}}}}}}')
 ```
 """
 
@@ -156,14 +156,39 @@ def test_a_failing_cell_is_shown_and_the_previous_results_stay(toy):
 
 
 @pytest.mark.slow
-def test_a_trial_with_other_parameters_leaves_the_book_alone(toy):
-    run(toy)
+def test_a_trial_with_other_parameters_says_what_moved_and_leaves_the_book_alone(toy):
+    run(toy, "--update-reference")
     before = executed(toy)
-    result = run(toy, "--only", "01", "--set", "seed=3")
+    result = run(toy, "--only", "1", "--set", "seed=3", "--set", "profile=quick")
     assert result.exit_code == 0
     assert executed(toy) == before
-    assert (toy / "book/_build/trial/_static/figures/first.csv").read_text() == "x\n4.0\n"
+    trial = toy / "book/_build/trial/01-first"
+    assert (trial / "_static/figures/first.csv").read_text() == "x\n5.0\n"
     assert (toy / "book/_static/figures/first.csv").read_text() == "x\n1.0\n"
+    for text in (result.stdout, (trial / "index.html").read_text()):
+        assert "row 0: 1 -&gt; 5" in text.replace("->", "-&gt;")
+        assert "make notebook N=01 SET=" in text
+    assert "second" not in result.stdout
+    assert "another trial" not in run(toy, "--only", "1", "--set", "seed=3").stdout
+
+
+@pytest.mark.slow
+def test_two_trials_of_a_chapter_at_once_are_refused(toy):
+    lock = toy / "book/_build/trial/01-first.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = run(toy, "--only", "1", "--set", "seed=3")
+    assert result.exit_code == 2
+    assert "another trial of 01-first is at work" in result.stdout
+
+
+def test_a_setting_is_for_the_chapters_that_have_its_parameter(toy):
+    source = toy / "notebooks" / "02-second.md"
+    source.write_text(source.read_text().replace("rate = 0.5\n", ""))
+    settings = parse_settings(find_chapters(toy), ["rate=2", "seed=1"])
+    assert settings == {"01-first": {"rate": 2.0, "seed": 1}, "02-second": {"seed": 1}}
+    assert list(parse_settings(find_chapters(toy), ["rate=2"])) == ["01-first"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The certificate of the order, against kernels at random points and along training."""
 
+import pytest
 import torch
 from strategies import gaussian
 
@@ -30,3 +31,11 @@ def test_along_training_the_certificate_starts_at_that_of_A_and_bounds_the_ratio
     assert (table[table.step == 0].share_of_B == 0).all()
     assert (table[table.step == 20].share_of_B > 0).all()
     assert (table.ratio <= table.certificate * (1 + 1e-5)).all()
+
+
+def test_training_that_diverges_ends_where_it_does():
+    x, y = digits(24)
+    model = mlp([64, 16, 10], parametrization="standard").double()
+    with pytest.warns(UserWarning, match="diverged at step"):
+        table = follow(model, (x, y), x[:8], LoRA(4), ("sgd", 1e8), [0, 200], seed=0)
+    assert set(table.step) == {0}

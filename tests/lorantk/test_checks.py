@@ -10,6 +10,8 @@ from strategies import gaussian, relative
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
+import lorantk.kernels
+import lorantk.methods
 from lorantk import LayerFactors, LoRA, attach, fisher_spectrum, fisher_trace, lora_ntk_sweep, ntk
 
 X = gaussian(4, 5, seed=1)
@@ -222,7 +224,7 @@ def test_the_model_is_restored_when_a_call_fails():
 
         def forward(self, x):
             self.calls += 1
-            if self.calls > 4:
+            if self.calls > 1:
                 raise ArithmeticError("enough")
             return self.inner(x)
 
@@ -422,3 +424,40 @@ def test_a_kernel_beyond_float16_is_refused():
     nn.init.constant_(model[1].weight, 8.0)
     with pytest.raises(ValueError, match="float16"):
         ntk(model, X.half())
+
+
+TRANSPOSED = [
+    (nn.ConvTranspose1d(3, 2, 3, stride=2, padding=1, output_padding=1), (3, 5)),
+    (nn.ConvTranspose1d(3, 2, 4, dilation=2, bias=False), (3, 4)),
+    (nn.ConvTranspose2d(2, 3, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)), (2, 3, 4)),
+    (nn.ConvTranspose2d(2, 2, 1, padding=0), (2, 3, 3)),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape"), TRANSPOSED)
+def test_transposed_convolutions_are_layerwise(layer, shape):
+    x = gaussian(3, *shape, seed=2)
+    layer = layer.double()
+    width = layer(x).flatten(1).shape[1]
+    model = nn.Sequential(layer, nn.Tanh(), nn.Flatten(), nn.Linear(width, 2).double())
+    assert relative(ntk(model, x, method="layerwise"), autograd_kernel(model, x)) < 1e-12
+
+
+def test_a_transposed_convolution_in_groups_takes_another_method():
+    model = nn.Sequential(nn.ConvTranspose1d(4, 4, 3, groups=2), nn.Flatten(), nn.Linear(28, 2)).double()
+    x = gaussian(3, 4, 5, seed=2)
+    assert relative(ntk(model, x), autograd_kernel(model, x)) < 1e-12
+
+
+def test_auto_takes_jacobians_in_blocks_where_products_do_not_go_through(monkeypatch, caplog):
+    monkeypatch.setattr(lorantk.kernels, "JACOBIAN_LIMIT", 40)
+    model, blocks, real = Custom().double(), [], lorantk.methods.Jacobian.prepare
+    monkeypatch.setattr(lorantk.methods.Jacobian, "prepare", lambda way, x: blocks.append(len(x)) or real(way, x))
+    with caplog.at_level(logging.INFO, logger="lorantk"):
+        assert relative(ntk(model, X), autograd_kernel(model, X)) < 1e-12
+    taken = [message for message in caplog.messages if message.startswith("ntk: method")]
+    assert [message.split("'")[1] for message in taken[-2:]] == ["vector_products", "jacobian"]
+    assert "torch.func" in taken[-1]
+    assert max(blocks) == 1
+    with pytest.raises(ValueError, match=r"'vector_products' needs a model that torch\.func"):
+        ntk(model, X, method="vector_products")

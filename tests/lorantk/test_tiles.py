@@ -1,11 +1,15 @@
 """Kernels on disk: one process at a time, and nothing resumed that is not whole and of this kernel."""
 
-import fcntl
 import json
+import os
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from strategies import gaussian
 from torch import nn
 
@@ -85,11 +89,72 @@ def test_another_activation_is_another_kernel(interrupted):
         resume(interrupted, erf)
 
 
+class Scaled(nn.Module):
+    """Outputs times what a function held as an attribute says."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.inner, self.factor = network(), factor
+
+    def forward(self, x):
+        return self.inner(x) * self.factor()
+
+
+def factor(value):
+    return lambda: value
+
+
+def columns(values):
+    return lambda outputs: outputs[:, values]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"model": Scaled(factor(1.0))}, {"model": Scaled(factor(2.0))}),
+        ({"model": Scaled(partial(float, "1"))}, {"model": Scaled(partial(float, "2"))}),
+        ({"select": columns([0, 1])}, {"select": columns([1, 0])}),
+        ({"select": lambda outputs: outputs[:, :1]}, {"select": lambda outputs: outputs[:, 1:]}),
+        ({"weights": {".*": 1.0}}, {"weights": {".*": 2.0}}),
+    ],
+)
+def test_another_closure_attribute_or_selection_is_another_kernel(tmp_path, monkeypatch, before, after):
+    path, calls, real = tmp_path / "kernel.npy", [], lorantk.methods.gram
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    def run(changed):
+        return ntk(x1=X, max_memory=MEMORY, out=path, **{"model": network(), **changed})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lorantk.methods, "gram", failing)
+        with pytest.raises(KeyboardInterrupt):
+            run(before)
+    with pytest.raises(ValueError, match="belongs to another model, batch or setting"):
+        run(after)
+    assert run(before).shape[0] == len(X)
+
+
+def test_fingerprints_are_those_of_another_process():
+    code = (
+        "import torch; from lorantk import mlp; from lorantk.fingerprints import fingerprint;"
+        "print(fingerprint(mlp([3, 4, 2]), {'b', 'a', 'c'}, torch.ones(2), lambda v: v + 1))"
+    )
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                       env=os.environ | {"PYTHONHASHSEED": seed}).stdout
+        for seed in ("1", "2")
+    }  # fmt: skip
+    assert len(found) == 1
+
+
 def test_a_second_process_is_refused(interrupted):
-    with interrupted.with_suffix(".npy.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ValueError, match="another one writes"):
-            resume(interrupted)
+    with FileLock(interrupted.with_suffix(".npy.lock")), pytest.raises(ValueError, match="another one writes"):
+        resume(interrupted)
     assert torch.equal(resume(interrupted), ntk(network(), X, max_memory=MEMORY))
 
 
