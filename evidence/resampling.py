@@ -33,6 +33,43 @@ def spearman(x: ArrayLike, y: ArrayLike, rng: np.random.Generator, name: str) ->
     return Effect(name, float(correlation(a, b)), interval.low, interval.high, len(a), "", float(result.standard_error))
 
 
+def partial_spearman(
+    x: ArrayLike, y: ArrayLike, controls: ArrayLike, rng: np.random.Generator, name: str, draws: int = 2000
+) -> Effect:
+    """Spearman's correlation of x and y, (n,), that is left when controls (k, n) are held, with a bootstrap interval.
+
+    That is the partial correlation of the ranks. The interval is the percentile one over redrawn rows.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not match, something is not finite or constant, or there are not more rows than variables.
+    """
+    rows = np.vstack([x, y, np.atleast_2d(np.asarray(controls, dtype=float))]).astype(float)
+    if not np.isfinite(rows).all() or (np.ptp(rows, axis=1) == 0).any() or rows.shape[1] <= rows.shape[0]:
+        raise ValueError(f"x, y and controls of {name!r} must be finite, not constant, and more rows than variables")
+    n = rows.shape[1]
+    again = rng.integers(n, size=(draws, n))
+    drawn = _partial(np.moveaxis(rows[:, again], 0, 1))
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    value = float(_partial(rows[None])[0])
+    return Effect(name, value, min(low, value), max(high, value), n, "", float(np.nanstd(drawn)))
+
+
+def _partial(tables: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Partial correlation of the ranks of the first two rows of tables (m, k, n), given the others: (m,)."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(tables, axis=-1)
+    centred = ranks - ranks.mean(axis=-1, keepdims=True)
+    pair, held = centred[:, :2], centred[:, 2:]
+    gram = np.linalg.pinv(held @ held.transpose(0, 2, 1), hermitian=True)
+    rest = pair - pair @ held.transpose(0, 2, 1) @ gram @ held
+    products = rest @ rest.transpose(0, 2, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(products[:, 0, 1] / np.sqrt(products[:, 0, 0] * products[:, 1, 1]))
+
+
 def parametric_bootstrap(
     statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     mean: ArrayLike,

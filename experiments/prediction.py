@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from evidence.effects import Effect
-from evidence.resampling import spearman
+from evidence.effects import Effect, paired_contrast
+from evidence.resampling import partial_spearman, spearman
 
 from .arms import KINDS, WORDS, PoisonRates, at_poison_rates
 from .runs import at_rate, by_seed, compare, configurations, harms
@@ -30,7 +30,12 @@ GROUPS = {
         "cosine": "cosine",
         "cosine_noise": "noise of the cosine",
     },
-    "of the run": {"kernel_drift": "kernel drift", "size of rank": "rank", "trace × rate": "trace × rate"},
+    "of the run": {
+        "kernel_drift": "kernel drift",
+        "size of rank": "rank",
+        "accuracy_without": "clean accuracy",
+        "trace × rate": "trace × rate",
+    },
 }
 """Kind of proxy -> column of `predicted_and_measured` -> its recorded name."""
 
@@ -40,6 +45,9 @@ CLOUD_FIELDS = ["attack", "optimizer", "method", "rank", "variance", "scaling", 
 
 AT_ONE_LEARNING_RATE = ("fisher_trace", "information_bits", "cosine_noise", "size of rank")
 """Proxies that are compared at one learning rate too."""
+
+NULL = ("size of rank", "accuracy_without")
+"""Proxies that need no theory: what any other has to add something to."""
 
 FULL_RANK = {"full": 256.0, "matched": 256.0, "head": 0.0}
 """Rank of the change of a hidden layer under methods without a rank."""
@@ -68,32 +76,70 @@ def proxy_correlations(table: pd.DataFrame, rng: np.random.Generator) -> Correla
     }
 
 
+def partial_correlations(table: pd.DataFrame, rng: np.random.Generator) -> Correlations:
+    """What each proxy of the theory says of harm beyond rank and clean accuracy: partial Spearman correlations."""
+    return {
+        (str(optimizer), str(attack)): [
+            partial_spearman(rows[column], rows.harm, rows[list(NULL)].to_numpy().T, rng, name)
+            for column, name in _theory().items()
+        ]
+        for (optimizer, attack), rows in table.groupby(["optimizer", "attack"])
+    }
+
+
+def added_on_held_out(table: pd.DataFrame) -> pd.DataFrame:
+    """How much better each proxy makes the prediction of a configuration that was left out.
+
+    Harm is regressed on the ranks of the null proxies, and on those and one proxy more, over all other configurations.
+
+    Returns
+    -------
+    DataFrame
+        optimizer, attack, proxy; error_null and error, mean absolute errors without it and with it; gain, their
+        difference, with low and high over configurations.
+    """
+    found = []
+    for (optimizer, attack), rows in table.groupby(["optimizer", "attack"]):
+        without = _left_out_errors(rows, list(NULL))
+        for column, name in _theory().items():
+            errors = _left_out_errors(rows, [*NULL, column])
+            gain = paired_contrast(np.column_stack([without, errors]), [1, -1], name)
+            found.append({"optimizer": optimizer, "attack": attack, "proxy": name, "error_null": without.mean(),
+                          "error": errors.mean(), "gain": gain.value, "low": gain.low, "high": gain.high})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def most_added(added: pd.DataFrame) -> pd.DataFrame:
+    """The proxy that adds most to the prediction, for each optimizer and attack, and how many add anything."""
+    best = added.sort_values("gain", ascending=False).groupby(["optimizer", "attack"]).head(1)
+    counts = added[added.low > 0].groupby(["optimizer", "attack"]).size().rename("that add")
+    best = best.join(counts, on=["optimizer", "attack"]).fillna({"that add": 0}).astype({"that add": int})
+    return best.sort_values(["attack", "optimizer"]).replace({"optimizer": WORDS, "attack": WORDS})
+
+
+def _theory() -> dict[str, str]:
+    """Proxies that the theory proposes -> their names: all but those of the run."""
+    return {c: name for kind, group in GROUPS.items() if kind != "of the run" for c, name in group.items()}
+
+
+def _left_out_errors(rows: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Absolute errors (n,) of least squares on the ranks of the columns, each row predicted from all others."""
+    ranks = rows[list(columns)].rank().to_numpy()
+    design = np.column_stack([np.ones(len(rows)), ranks])
+    hat = design @ np.linalg.pinv(design)
+    harm = rows.harm.to_numpy()
+    return np.abs((harm - hat @ harm) / (1 - np.diag(hat)))
+
+
 def correlation_table(correlations: Correlations) -> pd.DataFrame:
     """The correlations as rows: optimizer, attack, kind, proxy, correlation, low, high, configurations."""
-    kinds = [kind for kind, group in GROUPS.items() for _ in group]
+    kinds = {name: kind for kind, group in GROUPS.items() for name in group.values()}
     return pd.DataFrame(
-        {"optimizer": optimizer, "attack": attack, "kind": kind, "proxy": e.name, "correlation": e.value, "low": e.low,
-         "high": e.high, "configurations": e.n}
+        {"optimizer": optimizer, "attack": attack, "kind": kinds[e.name], "proxy": e.name, "correlation": e.value,
+         "low": e.low, "high": e.high, "configurations": e.n}
         for (optimizer, attack), found in correlations.items()
-        for kind, e in zip(kinds, found, strict=True)
+        for e in found
     )  # fmt: skip
-
-
-def best_proxy_of_each_kind(rows: pd.DataFrame) -> pd.DataFrame:
-    """The proxy with the largest correlation of each kind, whatever its sign, beside that of the rank alone.
-
-    Parameters
-    ----------
-    rows : DataFrame
-        Of `correlation_table`.
-    """
-    groups = ["optimizer", "attack"]
-    rows = rows.assign(size=rows.correlation.abs())
-    rank = rows[rows.proxy == "rank"].set_index(groups)["size"].rename("rank alone")
-    known = rows[rows.kind != "of the run"].sort_values("size", ascending=False)
-    best = known.groupby([*groups, "kind"]).head(1).join(rank, on=groups).sort_values([*groups, "kind"])
-    best["better"] = best["size"] > best["rank alone"]
-    return best[[*groups, "kind", "proxy", "correlation", "low", "high", "rank alone", "better"]]
 
 
 def correlations_at_one_learning_rate(

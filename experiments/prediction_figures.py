@@ -35,6 +35,19 @@ def draw_correlations(correlations: Correlations) -> Figure:
     return fig
 
 
+def draw_partial(raw: Correlations, partial: Correlations) -> Figure:
+    """What is left of each correlation once rank and clean accuracy are held: grey before, in colour after."""
+    fig, axes = subplots(2, 2, figsize=(7.2, 6.0), sharex=True, sharey=True)
+    for ax, ((optimizer, attack), found) in zip(axes.flat, sorted(partial.items(), reverse=True), strict=True):
+        before = {e.name: e for e in raw[optimizer, attack]}
+        places = range(len(found))
+        ax.plot([before[e.name].value for e in found], places, "|", ms=12, mew=2, color=COLORS["theory"])
+        forest(ax, found, "lora" if attack == "backdoor" else "full", [e.name for e in found])
+        ax.set(title=f"{WORDS[optimizer]}, {WORDS[attack]}", xlim=(-1.05, 1.05))
+    fig.supxlabel("Spearman correlation of proxy and harm")
+    return fig
+
+
 def draw_clouds(table: pd.DataFrame) -> Figure:
     """Harm of each configuration against two proxies, a row an attack; hollow under SGD."""
     fig, axes = subplots(2, 2, figsize=(7.2, 5.4), sharey="row")

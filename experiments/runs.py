@@ -231,10 +231,11 @@ def configurations(attacked: pd.DataFrame, proxies: pd.DataFrame) -> pd.DataFram
     Returns
     -------
     DataFrame
-        attack, the columns in `ARM`, learning_rate, harm and the columns of `proxies`, a row a configuration.
+        attack, the columns in `ARM`, learning_rate, harm, accuracy_without and the columns of `proxies`, a row a
+        configuration.
     """
     keys = ["attack", *ARM, "learning_rate"]
     groups = attacked.merge(proxies, how="left", on="id").groupby(keys, dropna=False)
-    means = groups[["harm", *proxies.columns.drop("id")]].mean()
+    means = groups[["harm", "accuracy_without", *proxies.columns.drop("id")]].mean()
     whole = groups.harm.count() == groups.size()
     return means[whole].dropna().reset_index()

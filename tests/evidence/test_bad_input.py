@@ -12,7 +12,7 @@ from evidence.decisions import benjamini_hochberg
 from evidence.effects import Effect, contrast, paired_contrast, random_effects, slope_weights
 from evidence.figures import save, subplots
 from evidence.findings import Finding
-from evidence.resampling import parametric_bootstrap, poison_rate_at, spearman
+from evidence.resampling import parametric_bootstrap, partial_spearman, poison_rate_at, spearman
 from evidence.routes import measure
 from evidence.variance import gap_between_groups, variance_explained, variance_explained_within
 
@@ -30,6 +30,10 @@ def draw(mean=(1, 2), std=(1, 1), n=5, draws=10):
 
 def ranks(x, y):
     return spearman(x, y, np.random.default_rng(0), "s")
+
+
+def partial(x, y, controls=((2, 1, 5, 4, 3),)):
+    return partial_spearman(x, y, controls, np.random.default_rng(0), "p")
 
 
 def figure(data=None, name="name", alt="alt", **others):
@@ -62,6 +66,8 @@ CASES = {
     "spearman, constant": (lambda: ranks([1, 1], [1, 2]), "not be constant"),
     "spearman, lengths": (lambda: ranks([1, 2, 3], [1, 2]), "must have one shape"),
     "spearman, nan": (lambda: ranks([1, NAN, 3], [1, 2, 3]), "must be finite"),
+    "partial, constant": (lambda: partial([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]), "must be finite, not constant"),
+    "partial, few rows": (lambda: partial([1, 2, 3], [1, 3, 2], [[3, 1, 2]]), "more rows than variables"),
     "bootstrap, one run": (lambda: draw(n=1), "n must be 2 or more"),
     "bootstrap, no draw": (lambda: draw(draws=0), "draws 1 or more"),
     "bootstrap, nan": (lambda: draw(mean=(1, NAN)), "mean and std of 'b' must be finite"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evidence.effects import Effect, contrast, over_choices, paired_contrast, random_effects, slope_weights
-from evidence.resampling import parametric_bootstrap, poison_rate_at, rank_correlation, spearman
+from evidence.resampling import parametric_bootstrap, partial_spearman, poison_rate_at, rank_correlation, spearman
 
 RATES = [0.001, 0.002, 0.004]
 
@@ -159,3 +159,14 @@ def test_a_range_says_what_all_its_choices_say():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_partial_correlation_is_that_of_the_textbook():
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=60)
+    x, y = z + rng.normal(size=60), 2 * z + rng.normal(size=60)
+    found = partial_spearman(x, y, z, np.random.default_rng(0), "p")
+    xy, xz, yz = (scipy.stats.spearmanr(a, b).statistic for a, b in ((x, y), (x, z), (y, z)))
+    assert found.value == pytest.approx((xy - xz * yz) / ((1 - xz**2) * (1 - yz**2)) ** 0.5)
+    assert abs(found.value) < 0.4 < xy
+    assert found.low < found.value < found.high

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments import prediction
-from experiments.prediction_figures import draw_clouds, draw_correlations, draw_step_and_rank
+from experiments.prediction_figures import draw_clouds, draw_correlations, draw_partial, draw_step_and_rank
 from experiments.runs import harms
 
 POISON_RATES = {"untargeted": 0.3, "backdoor": 0.02}
@@ -40,12 +40,43 @@ def test_correlations_know_order_and_its_reverse(table: pd.DataFrame) -> None:
     assert by_name.correlation["cosine"] == pytest.approx(-1)
     assert by_name.kind["cosine"] == "scale-free"
     assert (rows.configurations == 23).all()
-    best = prediction.best_proxy_of_each_kind(rows)
-    assert best.proxy.tolist() == ["information bits", "cosine"] * 4
-    assert best.better.all()
-    assert best["rank alone"].tolist() == pytest.approx([abs(by_name.correlation["rank"])] * 8)
     labels = draw_correlations(correlations).axes[0].get_yticklabels()
-    assert [text.get_text() for text in labels][-2:] == ["rank", "trace × learning rate"]
+    assert [text.get_text() for text in labels][-2:] == ["clean accuracy", "trace × learning rate"]
+
+
+def test_what_rank_and_clean_accuracy_know_is_not_counted_again(table: pd.DataFrame) -> None:
+    noise = np.random.default_rng(1).normal(size=len(table))
+    table = table.assign(**{"size of rank": noise, "accuracy_without": table.harm + 1e-3 * noise})
+    partial = prediction.partial_correlations(table, np.random.default_rng(0))
+    assert draw_partial(prediction.proxy_correlations(table, np.random.default_rng(0)), partial).axes
+    assert all(abs(e.value) < 0.6 for e in partial["sgd", "backdoor"] if e.name == "alignment")
+    told = table.assign(accuracy_without=np.roll(noise, 1))
+    beyond = prediction.partial_correlations(told, np.random.default_rng(0))["sgd", "backdoor"]
+    assert {e.name: e.value for e in beyond}["information bits"] == pytest.approx(1)
+
+
+def test_a_proxy_that_orders_harm_helps_where_the_null_proxies_do_not(table: pd.DataFrame) -> None:
+    rng = np.random.default_rng(2)
+    table = table.assign(
+        **{"size of rank": rng.normal(size=len(table)), "accuracy_without": rng.normal(size=len(table))}
+    )
+    added = prediction.added_on_held_out(table).set_index(["optimizer", "attack", "proxy"])
+    useful, idle = added.loc["sgd", "backdoor", "information bits"], added.loc["sgd", "backdoor", "alignment"]
+    assert useful.error < 1e-12
+    assert useful.low > 0
+    assert idle.low < 0
+    best = prediction.most_added(added.reset_index())
+    assert (best["that add"] >= 1).all()
+
+
+def test_a_left_out_row_is_predicted_from_the_others(table: pd.DataFrame) -> None:
+    rows = table[(table.optimizer == "sgd") & (table.attack == "backdoor")].reset_index(drop=True)
+    rows["alignment"] = np.random.default_rng(3).normal(size=len(rows))
+    errors = prediction._left_out_errors(rows, ["alignment"])
+    ranks = rows.alignment.rank().to_numpy()
+    kept = np.arange(len(rows)) != 4
+    slope, start = np.polyfit(ranks[kept], rows.harm[kept], 1)
+    assert errors[4] == pytest.approx(abs(rows.harm[4] - start - slope * ranks[4]))
 
 
 def test_clouds_have_one_handle_a_method(table: pd.DataFrame) -> None:
