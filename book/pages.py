@@ -106,7 +106,7 @@ def summary(directory: Path) -> str:
 def shown_figure(notebooks: Path, name: str) -> str:
     """A figure of an executed chapter, as HTML for a page one folder up, with a link to its place; empty without it."""
     for path in sorted(notebooks.glob("*.ipynb")):
-        outputs = [output for cell in json.loads(path.read_bytes())["cells"] for output in cell.get("outputs", [])]
+        outputs = [output for cell in read_record(path)["cells"] for output in cell.get("outputs", [])]
         for output in outputs:
             page = "".join(output.get("data", {}).get("text/html", ""))
             if page.startswith(f'<figure id="fig-{name}"'):

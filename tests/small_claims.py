@@ -23,12 +23,12 @@ CORNER = [54, 55, 62, 63]
 
 @lru_cache(1)
 def attacks(seed):
-    return alignment.claims(seed, 32, 8, [1, 16], 5, 240, 10, 0, CORNER)
+    return alignment.claims(seed, 32, 8, [1, 16], 4, 240, 10, 0, CORNER)
 
 
 @lru_cache(1)
 def wide(seed):
-    return infinite_width.claims(seed, 3, 2.0, [32, 128, 512], 10, 4, 2)
+    return infinite_width.claims(seed, 3, 2.0, [32, 64, 256], 8, 4, 1)
 
 
 @lru_cache(1)

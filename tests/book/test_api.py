@@ -1,5 +1,6 @@
 """The worked examples of the page about the package run, and give what they say."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -17,3 +18,12 @@ def test_the_five_tasks_run_in_their_order():
     assert 0 < names["moved"] < 1
     assert 0 <= names["low"] < names["high"]
     assert set(names["certificates"]) == {"2"}
+
+
+def test_every_name_on_the_page_is_there():
+    named = re.findall(r"automodule:: (\S+)\n   :members: (.*)", PAGE)
+    missing = [
+        (m, name) for m, names in named for name in names.split(", ") if not hasattr(importlib.import_module(m), name)
+    ]
+    assert named
+    assert missing == []

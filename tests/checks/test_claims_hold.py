@@ -83,7 +83,8 @@ def no_step(f):
 MISTAKES = {
     "eq-1": ("s is a tenth too large", (LoRALayer, "forward"), lambda f: lambda self, a: 1.1 * f(self, a)),
     "eq-2": ("a factor of the kernel", "checks.definitions.ntk", scaled(1.1)),
-    "ntk-limit": ("a factor of the limit", "checks.infinite_width.infinite_width_ntk", scaled(2.0)),
+    "ntk-limit": ("the prefactor is dropped", "checks.infinite_width.mlp",
+                  lambda f: lambda *a, **k: f(*a, **k | {"parametrization": "standard"})),
     "ntk-limit-lora": ("values cubed", "checks.lora_kernel.lora_ntk_sweep", lambda f: lambda *a, **k: f(*a, **k) ** 3),
     "ntk-constant": ("nothing is trained", "checks.infinite_width.gradient_descent", no_step),
     "ntk-constant-lora": ("a factor of the loss", "checks.lazy.loss_cotangents", scaled(2.0)),

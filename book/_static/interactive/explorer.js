@@ -44,7 +44,7 @@ document.addEventListener("DOMContentLoaded", () => {
       const nearest = list.reduce((best, v, i) => (Math.abs(Math.log((v + 0.01) / (value + 0.01)))
         < Math.abs(Math.log((list[best] + 0.01) / (value + 0.01))) ? i : best), 0);
       Object.assign(slider, { min: 0, max: list.length - 1, step: 1, value: nearest });
-      const text = String(Number(value.toPrecision(3)));
+      const text = String(Number.isInteger(value) ? value : Number(value.toPrecision(3)));
       slider.setAttribute("aria-valuetext", text);
       document.querySelector(`output[for=${slider.id}]`).textContent = text;
     }
@@ -70,7 +70,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   // ---------------------------------------------------------------- charts
 
-  const WIDE = 360, HIGH = 230, LEFT = 46, RIGHT = 10, TOP = 12, BOTTOM = 40;
+  const WIDE = 360, HIGH = 230, LEFT = 46, RIGHT = 18, TOP = 12, BOTTOM = 40;
 
   const place = ({ low, high, log }, from, to) => value => {
     const f = log ? Math.log : v => v;
@@ -137,12 +137,15 @@ document.addEventListener("DOMContentLoaded", () => {
         const peak = Math.max(...set.law), foot = -0.08 - 0.1 * row;
         const curve = set.law.length
           ? line([[X(set.ends[0] - 1), Y(0)], ...set.grid.map((v, i) => [X(v - 1), Y(set.law[i] / peak)]), [X(set.ends[1] - 1), Y(0)]], set.name)
-          : line([[X(set.ends[0] - 1), Y(0.3 + row / 4)], [X(set.ends[1] - 1) + 1, Y(0.3 + row / 4)]], `${set.name} thick`);
+          : set.ends[0] < set.ends[1]
+            ? line([[X(set.ends[0] - 1), Y(0.3)], [X(set.ends[1] - 1), Y(0.3)]], `${set.name} thick`)
+            : line([[X(set.high - 1), Y(0)], [X(set.high - 1), Y(1)]], `${set.name} thick`);
         const rug = set.drawn.map(v => `<path class="${set.name}" d="M${X(v - 1).toFixed(1)} ${Y(foot)}V${Y(foot - 0.08)}"/>`).join("");
         const mass = 1 - set.m / set.d;
         return curve + rug + (mass > 0 ? `<path class="${set.name} thick" d="M${X(-1) + 3 * row} ${Y(0)}V${Y(mass)}"/>` : "");
       }).join(""),
-      words: `Largest eigenvalue of M by the law: <b>${number(sets[0].high - 1)}</b> on all of R<sup>n</sup>${found(sets[0])}; `
+      words: (orthonormal ? "Orthonormal rows: one level on R<sup>n</sup>, an interval on the data. " : "")
+        + `Largest eigenvalue of M by the law: <b>${number(sets[0].high - 1)}</b> on all of R<sup>n</sup>${found(sets[0])}; `
         + `<b>${number(sets[1].high - 1)}</b> on such data${found(sets[1])}. At −1: ${width - rank} of ${width}, and `
         + `${Math.max(0, dimension - rank)} of ${dimension}.`,
     });
@@ -160,7 +163,7 @@ document.addEventListener("DOMContentLoaded", () => {
         const rim = ranks.map((r, i) => [X(r), Y(Math.max(1, edge[i]))]).filter((_, i) => edge[i] >= 1);
         const area = rim.length ? `<polygon class="inside" points="${[[rim[0][0], Y(1)], ...rim, [rim.at(-1)[0], Y(1)]].join(" ")}"/>` : "";
         const here = `<circle class="here" cx="${X(Math.min(rank, most))}" cy="${Y(dimension)}" r="6"/>`;
-        const said = rim.length ? text(LEFT + 8, HIGH - BOTTOM - 10, "the order holds") : "";
+        const said = rim.length ? text(WIDE - RIGHT - 8, HIGH - BOTTOM - 10, "the order holds", "end") : "";
         return area + line(rim, "bound") + said + here;
       },
       words: `At rank ${rank} the order holds up to dimension <b>${p.largestDimension}</b> of ${width}; the data have ${dimension}. `
