@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from benchmarks.report import cells
@@ -17,6 +18,7 @@ from evidence.artifacts import write_atomically
 
 from . import (
     adapter_sweep,
+    at_scale,
     fisher,
     full_kernel,
     growth,
@@ -32,6 +34,7 @@ QUESTIONS: dict[str, tuple[dict[str, dict[str, Any]], Callable[..., dict[str, An
     "full-kernel": (full_kernel.SIZES, full_kernel.run),
     "adapter-sweep": (adapter_sweep.SIZES, adapter_sweep.run),
     "matrix-products": (matrix_products.SIZES, matrix_products.run),
+    "at-scale": (at_scale.SIZES, at_scale.run),
     "fisher": (fisher.SIZES, fisher.run),
     "language-models": (language_models.SIZES, language_models.run),
     "growth": (growth.SIZES, growth.run),
@@ -74,7 +77,9 @@ def machine(threads: int) -> dict[str, Any]:
         if information.exists()
         else []
     )
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
+        "card": card,
         "cpu": models[0] if models else platform.processor() or platform.machine(), "cores": os.cpu_count(),
         "threads": threads, "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(terse=True), "python": platform.python_version(),

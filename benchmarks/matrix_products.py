@@ -1,4 +1,12 @@
-"""How near the full kernel comes to the time of the matrix products that it cannot do without."""
+"""How near the full kernel comes to the time of the matrix products that it cannot do without.
+
+Two bounds of the whole computation, passes and products, are measured in the same process:
+
+- *bare products*: one forward pass, a backward pass an output, and half of the full Gram matrices of activations and
+  cotangents, as matrix products of the very shapes, into memory that is there, and nothing else. No program that uses
+  this BLAS library and these passes is faster.
+- *peak rate*: the operations of the same, at the rate of one large product. Thin products do not reach it.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +29,33 @@ def run(stable: Stable, widths: list[int], sizes: list[int], product: int, repea
         contenders = [
             Contender("kernel", "kernel", {"widths": widths, "n": n}),
             Contender("contraction", "gram_products", {"widths": widths, "n": n}),
+            Contender("passes", "bare_products", {"widths": widths, "n": n, "outputs": widths[-1]}),
+            Contender("grams", "bare_grams", {"widths": widths, "n": n, "outputs": widths[-1]}),
             Contender("product", "product", {"n": product, "k": product}),
         ]
         records = races[f"n = {n}"] = race(stable, contenders, repeats)
         # CPU seconds: what other processes take from this one does not count
         rate = 2 * product**3 / records["product"]["cpu_seconds"]
         records["product"]["gigaflops"] = rate / 1e9
+        bare_grams = records["grams"]["cpu_seconds"] / 2
+        bare = records["passes"]["cpu_seconds"] + bare_grams
+        for label, what, bound in (
+            ("contraction", "products of factors", bare_grams),
+            ("kernel", "full kernel, checks included", bare),
+        ):
+            seconds = records[label]["cpu_seconds"]
+            what = f"{what}, n = {n}, over the bound of bare products (CPU time)"
+            target = 1.2 if label == "kernel" else None
+            times = {"ours_seconds": seconds, "bound_seconds": bound}
+            lines.append(line(what, seconds / bound, "times the bound", at_most=target, **times))
         for label, what, operations in (
             ("contraction", "products of factors", half_grams(widths, n)),
             ("kernel", "full kernel", half_grams(widths, n) + passes(widths, n)),
         ):
             seconds, bound = records[label]["cpu_seconds"], operations / rate
-            what = f"{what}, n = {n}, over the bound of symmetric matrix products (CPU time)"
+            what = f"{what}, n = {n}, over the bound of the peak rate (CPU time)"
             times = {"ours_seconds": seconds, "bound_seconds": bound}
-            lines.append(line(what, seconds / bound, "times the bound", at_most=1.6, **times))
+            lines.append(line(what, seconds / bound, "times the bound", **times))
     return {"races": races, "lines": lines}
 
 

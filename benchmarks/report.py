@@ -90,8 +90,10 @@ def circumstances(records: Sequence[Mapping[str, Any]]) -> str:
     machine = records[0]["machine"]
     loads = [record["machine"][key] for record in records for key in ("load_before", "load_after")]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    card = f"{machine['card']}, " if machine.get("card") else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}, "
+        f"{card}{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB, "
+        f"{machine['system']}, "
         f"Python {machine['python']}, {versions}; {machine['threads']} thread{'s' * (machine['threads'] > 1)} a "
         f"contender. Load average during the runs, other processes included: {min(loads):.1f} to {max(loads):.1f}."
     )

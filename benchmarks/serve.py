@@ -20,16 +20,22 @@ from pathlib import Path
 from typing import Any
 
 
-def measured(run: Callable[[], Any], memory: bool) -> tuple[Any, dict[str, Any]]:
+def measured(run: Callable[[], Any], memory: bool, tasks: Any = None) -> tuple[Any, dict[str, Any]]:
     """Result of one call, its wall and CPU seconds, and with `memory` the peak of resident bytes above the start.
 
-    What is resident is made small first, so that a call with `memory` also pays for new pages; Linux only.
+    What is resident is made small first, so that a call with `memory` also pays for new pages; Linux only. Where the
+    tasks run on a card, the bytes are its own, and what counts as CPU seconds are wall seconds.
     """
     gc.collect()
+    on_card = tasks.card_peak(reset=True) if hasattr(tasks, "card_peak") else None
     before = _reset_peak() if memory else None
     wall, cpu = time.perf_counter(), time.process_time()
     result = run()
+    if on_card is not None:
+        tasks.finish()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if on_card is not None:
+        return result, {"seconds": wall, "cpu_seconds": wall, "peak_bytes": tasks.card_peak() - on_card}
     peak = None if before is None else _status("VmHWM") - before
     return result, {"seconds": wall, "cpu_seconds": cpu, "peak_bytes": peak}
 
@@ -52,7 +58,7 @@ def _status(key: str) -> int:
 def _save(value: Any, path: str) -> None:
     import numpy as np  # every environment of a peer has it
 
-    np.save(path, np.asarray(value))
+    np.save(path, np.asarray(value.cpu() if hasattr(value, "cpu") else value))
 
 
 def main() -> None:
@@ -70,14 +76,14 @@ def main() -> None:
         answer: dict[str, Any] = {}
         if "prepare" in request:
             run = prepared[request["key"]] = getattr(tasks, request["prepare"])(**request["arguments"])
-            result, answer = measured(run, memory=True)  # warms up
+            result, answer = measured(run, True, tasks)  # warms up
             _save(result, request["path"])
             del result
             answer["versions"] = {name: importlib.metadata.version(name) for name in tasks.VERSIONS}
         elif "forget" in request:
             prepared.clear()
         else:
-            _, answer = measured(prepared[request["key"]], request["memory"])
+            _, answer = measured(prepared[request["key"]], request["memory"], tasks)
         print(json.dumps(answer), file=answers, flush=True)
 
 

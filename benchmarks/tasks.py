@@ -5,6 +5,7 @@ Inputs and weights come from NumPy generators, so that a peer in another environ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,23 +16,39 @@ from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 from torch.nn import functional as F
 
 from experiments.stacked import Stacked
-from lorantk import LoRA, fisher_spectrum, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
+from lorantk import LoRA, TangentKernel, fisher_spectrum, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
 from lorantk.factors import LayerFactors
 from lorantk.fisher import loss_gram
 from lorantk.grams import gram
 
 VERSIONS = ("lorantk", "torch", "numpy")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Run = Callable[[], Tensor]
+
+
+def finish() -> None:
+    """Wait for the card: its work goes on after a call has returned."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def card_peak(reset: bool = False) -> int | None:
+    """Peak of bytes on the card since it was reset; None without one."""
+    if DEVICE != "cuda":
+        return None
+    if reset:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated()
 
 
 def inputs(n: int, d: int, dtype: str = "float32") -> Tensor:
     """Gaussian inputs (n, d)."""
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((n, d)).astype(dtype))
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((n, d)).astype(dtype)).to(DEVICE)
 
 
 def labels(n: int, classes: int) -> Tensor:
     """Random labels (n,)."""
-    return torch.from_numpy(np.random.default_rng(1).integers(classes, size=n))
+    return torch.from_numpy(np.random.default_rng(1).integers(classes, size=n)).to(DEVICE)
 
 
 def network(widths: Sequence[int], parametrization: str = "ntk") -> nn.Sequential:
@@ -40,7 +57,7 @@ def network(widths: Sequence[int], parametrization: str = "ntk") -> nn.Sequentia
     for layer in (module for module in model if isinstance(module, nn.Linear)):
         weight = torch.from_numpy(generator.standard_normal(tuple(layer.weight.shape)).astype("float32"))
         layer.weight.data = weight if parametrization == "ntk" else weight * (2 / layer.in_features) ** 0.5
-    return model
+    return model.to(DEVICE)
 
 
 def per_input_jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -90,8 +107,36 @@ def one_adapted_kernel(widths: Sequence[int], n: int, rank: int, variance: float
 def product(n: int, k: int) -> Run:
     """A matrix product (n, k) by (k, n): what this machine's BLAS does at best."""
     a = inputs(n, k)
-    out = torch.empty(n, n)
+    out = a.new_empty(n, n)
     return lambda: torch.mm(a, a.T, out=out)[:1]
+
+
+def bare_products(widths: Sequence[int], n: int, outputs: int) -> Run:
+    """The matrix products of one forward pass and of a backward pass an output, at their shapes and nothing else."""
+    weights = [inputs(fan_out, fan_in) for fan_in, fan_out in itertools.pairwise(widths)]
+    forward = [(inputs(n, w.shape[1]), w.T, w.new_empty(n, w.shape[0])) for w in weights]
+    back = [(inputs(n * outputs, w.shape[0]), w, w.new_empty(n * outputs, w.shape[1])) for w in weights[1:]]
+
+    def run() -> Tensor:
+        for a, b, out in [*forward, *back]:
+            torch.mm(a, b, out=out)
+        return out[:1]
+
+    return run
+
+
+def bare_grams(widths: Sequence[int], n: int, outputs: int) -> Run:
+    """The Gram matrices of activations and cotangents as full products, at their shapes and nothing else."""
+    pairs = [(inputs(n, a), inputs(n * outputs, g)) for a, g in itertools.pairwise(widths)]
+    small, large = pairs[0][0].new_empty(n, n), pairs[0][0].new_empty(n * outputs, n * outputs)
+
+    def run() -> Tensor:
+        for a, g in pairs:
+            torch.mm(a, a.T, out=small)
+            torch.mm(g, g.T, out=large)
+        return large[:1]
+
+    return run
 
 
 def gram_products(widths: Sequence[int], n: int) -> Run:
@@ -140,12 +185,12 @@ def bert(layers: int, width: int, vocabulary: int, tokens: int) -> nn.Module:
         vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64 or 1,
         intermediate_size=4 * width, max_position_embeddings=tokens,
     )  # fmt: skip
-    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    return AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval().to(DEVICE)
 
 
 def text(n: int, tokens: int, vocabulary: int) -> Tensor:
     """Random tokens (n, tokens)."""
-    return torch.from_numpy(np.random.default_rng(3).integers(vocabulary, size=(n, tokens)))
+    return torch.from_numpy(np.random.default_rng(3).integers(vocabulary, size=(n, tokens))).to(DEVICE)
 
 
 def bert_gram(n: int, tokens: int, layers: int, width: int, vocabulary: int) -> Run:
@@ -177,12 +222,12 @@ def bert_projected(n: int, tokens: int, layers: int, width: int, vocabulary: int
     gradient, rows = _loss_gradient(model), 2**14
 
     def run() -> Tensor:
-        projected = torch.zeros(n, dimension)
+        projected = torch.zeros(n, dimension, device=DEVICE)
         for index, g in enumerate(vmap(gradient)(x, y).values()):
             generator = torch.Generator().manual_seed(index)
             for part in g.flatten(1).split(rows, dim=1):  # the signs are never all in memory, as in TRAK
                 signs = torch.randint(2, (part.shape[1], dimension), generator=generator, dtype=torch.int8)
-                projected += part @ signs.float().mul_(2).sub_(1)
+                projected += part @ signs.to(DEVICE).float().mul_(2).sub_(1)
         return projected @ projected.T / dimension
 
     return run
@@ -195,8 +240,28 @@ def bert_adapters(n: int, tokens: int, layers: int, width: int, vocabulary: int,
     return lambda: ntk(lora.attach(model), {"input_ids": x}, max_memory=max_memory)
 
 
+def gpt2_adapters(n: int, tokens: int, layers: int, width: int, vocabulary: int, rank: int, max_memory: str) -> Run:
+    """The kernel of adapters on attention's products in a random GPT-2, for the logits of two next tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=width // 64 or 1, n_positions=tokens,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    model = LoRA(rank, layers=["c_attn"]).attach(GPT2LMHeadModel(config).eval()).to(DEVICE)
+    x = {"input_ids": text(n, tokens, vocabulary)}
+    return lambda: ntk(model, x, select=lambda outputs: outputs.logits[:, -1, :2], max_memory=max_memory)
+
+
+def leading_eigenvalues(widths: Sequence[int], n: int, k: int) -> Run:
+    """Largest eigenvalues of the kernel of n inputs and all outputs, without the kernel."""
+    model, x = network(widths), inputs(n, widths[0])
+    return lambda: TangentKernel(model, x).eigenvalues(k)
+
+
 def _training_set(width: int, networks: int, n: int) -> tuple[list[nn.Sequential], Tensor, Tensor]:
-    models = [mlp([64, width, width, 5], parametrization="standard", seed=seed) for seed in range(networks)]
+    models = [mlp([64, width, width, 5], parametrization="standard", seed=seed).to(DEVICE) for seed in range(networks)]
     return models, inputs(n, 64), labels(n, 5)
 
 

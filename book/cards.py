@@ -8,7 +8,7 @@ from typing import Any
 
 from printed import PAPER, PRINTED
 
-from evidence.claims import ROLES, VERDICTS, decisive_number
+from evidence.claims import READINGS, VERDICTS, decisive_number
 from evidence.findings import STYLES, badge, overall, primary_effects
 from evidence.literature import LITERATURE
 from evidence.statements import FINDINGS, HALVES, SOURCES
@@ -21,23 +21,29 @@ def claim_card(record: Mapping[str, Any], links: Sequence[Link]) -> str:
     printed = f'{html.escape(place)}: <span class="mathjax_process">{html.escape(text, quote=False)}</span>'
     entries = [
         *([("on the poster", printed)] if place else []),
+        *([("parts", _items(map(part_line, record["parts"])))] if len(record["parts"]) > 1 else []),
         ("decided by", html.escape(decisive_number(record))),
-        ("checks", f'<ul class="parts">{"".join(f"<li>{line}</li>" for line in readings(record["evidence"]))}</ul>'),
+        ("checks", _items(readings(record["evidence"]))),
         ("see", _list([*links, Link("paper", PAPER)] if place else links)),
     ]
     verdict = Badge(record["verdict"], VERDICTS[record["verdict"]])
     return _card(record["id"], record["statement"], verdict, entries)
 
 
+def part_line(part: Mapping[str, Any]) -> str:
+    """One conclusion of a statement and its verdict, as HTML."""
+    return cell_html((f"{part['text']}: ", Badge(part["verdict"], VERDICTS[part["verdict"]])))
+
+
 def readings(evidence: Iterable[Mapping[str, Any]]) -> list[str]:
-    """For each reading of a statement, how many of its checks are met, and by which routes; as HTML."""
+    """For each reading of a statement, how many of its checks are met, and where its meaning is taken from; as HTML."""
     lines = []
-    for role in ROLES:
-        checks = [e for e in evidence if e["role"] == role]
+    for reading in READINGS:
+        checks = [e for e in evidence if e["reading"] == reading]
         if checks:
             met = sum(e["passes"] for e in checks)
-            routes = "; ".join(dict.fromkeys(e["route"] for e in checks))
-            lines.append(html.escape(f"{role}: {met} of {len(checks)} met ({routes})"))
+            sources = "; ".join(dict.fromkeys(e["source"] for e in checks if e["source"]))
+            lines.append(html.escape(f"{reading}: {met} of {len(checks)} met" + (f" ({sources})" if sources else "")))
     return lines
 
 
@@ -65,6 +71,10 @@ def _card(id: str, title: str, badges: Cell, entries: Iterable[tuple[str, str]])
         f'<section class="card-of" id="card-{id}" aria-label="{id}"><h3>{Code(id).html()} '
         f"<span>{html.escape(title)}</span> {cell_html(badges)}</h3><dl>{terms}</dl></section>\n"
     )
+
+
+def _items(lines: Iterable[str]) -> str:
+    return f'<ul class="parts">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
 
 
 def _list(links: Iterable[Link]) -> str:

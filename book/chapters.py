@@ -16,7 +16,7 @@ import nbformat
 
 from evidence.artifacts import CorruptFile
 
-PACKAGES = ("lorantk", "evidence", "experiments", "benchmarks")
+PACKAGES = ("lorantk", "evidence", "experiments", "checks", "benchmarks")
 """Packages of the project, whose code a chapter's numbers depend on."""
 
 

@@ -20,6 +20,9 @@ from glossary import entries, explain
 ICON_RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 """A rule of FontAwesome's style sheet: the classes of an icon, and its code point."""
 
+WIDE = 5
+"""Columns from which on a table of data does not fit a phone."""
+
 
 def finish(html: Path, root: Path) -> None:
     """Finish all pages in `html`, the rendered book of the project in `root`."""
@@ -58,8 +61,24 @@ def mend(soup: BeautifulSoup) -> None:
     for head in soup.select(".cell_output th"):
         if head.string:
             head.string = head.string.replace("_", " ")  # names of columns, read as words
+    for table in soup.select(".cell_output table:not(.listed)"):
+        name_cells(table)
     for cell in soup.select("div.cell.tag_hide-input"):
         join_hidden_cells(cell)
+
+
+def name_cells(table: Tag) -> None:
+    """Give each cell of a wide table the head of its column: on a phone its rows become lists."""
+    heads = [
+        [head.get_text(" ", strip=True) for head in row.find_all(["th", "td"])] for row in table.select("thead tr")
+    ]
+    rows = [row.find_all(["th", "td"], recursive=False) for row in table.select("tbody tr")]
+    if len(heads) != 1 or len(heads[0]) < WIDE or any(len(row) != len(heads[0]) for row in rows):
+        return
+    table["class"] = [*table.get("class", []), "listed"]
+    for row in rows:
+        for head, cell in zip(heads[0], row, strict=True):
+            cell["data-head"] = head
 
 
 def join_hidden_cells(cell: Tag) -> None:

@@ -44,19 +44,12 @@ PRINTED: dict[str, tuple[str, str]] = {
     ),
     "thm-nsd": (
         "Theorem on negative semi-definiteness",
-        r"\(\sigma_a^2 < 1/n,\ r \le n\) \(\Rightarrow M_\Delta \preceq 0\)",
-    ),
-    "thm-nsd-eigenvalues": (
-        "Theorem on negative semi-definiteness",
-        r"\(M_\Delta\) has \(r\) eigenvalues \(\sigma_a^2 n\) and \(n - r\) equal to 0",
+        r"\(\sigma_a^2 < 1/n,\ r \le n\) \(\Rightarrow M_\Delta \preceq 0\), "
+        r"with \(r\) eigenvalues \(\sigma_a^2 n\) and \(n - r\) equal to 0",
     ),
     "cor-ideal": (
         "Corollary on full rank",
-        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty\) \(\Rightarrow M_\Delta \to 0\)",
-    ),
-    "cor-ideal-kernel": (
-        "Corollary on full rank",
-        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty\) \(\Rightarrow K_{LoRA} \equiv K_{ff}\)",
+        r"\(r = n,\ \sigma_a^2 = 1/n,\ n\to\infty\) \(\Rightarrow M_\Delta \to 0\), \(K_{LoRA} \equiv K_{ff}\)",
     ),
     "thm-ib": ("Last theorem", r"\(M_\Delta \preceq 0 \Rightarrow \mathbf{IB}_{ff} \ge \mathbf{IB}_{LoRA}\)"),
     "thm-renyi": ("Last theorem", r"\(M_\Delta \preceq 0\) \(\Rightarrow H_{\alpha,ff} \ge H_{\alpha,LoRA}\)"),

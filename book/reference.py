@@ -39,9 +39,7 @@ class Layout:
     measured: Collection[str]
 
 
-CLAIM = Layout(
-    claims.KEYS, "evidence", {f.name for f in fields(claims.Evidence)} | {"passes"}, {"value", "low", "high"}
-)
+CLAIM = Layout(claims.KEYS, "evidence", claims.EVIDENCE_KEYS, {"value", "low", "high", "miss"})
 FINDING = Layout(
     findings.KEYS,
     "effects",

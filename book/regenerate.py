@@ -27,16 +27,21 @@ from rich.table import Table
 from swap import recover
 
 from evidence.artifacts import CorruptFile, write_atomically
+from evidence.claims import load_claims, own_checks_that_fail
 from evidence.findings import missing_findings
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def check_numbers(root: Path) -> list[Difference]:
-    """What keeps a run from being accepted: numbers that moved, a README out of step, findings without evidence."""
+    """What keeps a run from being accepted: numbers that moved, own checks that fail, a README or findings amiss."""
     differences = compare(root / "book" / "_static", root / "tests" / "reference")
     if readme_with_results(root) != (root / "README.md").read_text():
         differences.append(Difference("README.md", "results", "differs from the reference", "equal"))
+    for record in load_claims(root / "book" / "_static" / "claims"):
+        for e in own_checks_that_fail(record):
+            moved = f"{e['value']}, not in [{e['low']}, {e['high']}]"
+            differences.append(Difference(f"claims/{record['id']}", e["name"], moved, "our own reading holds"))
     missing = missing_findings(root / "book" / "_static" / "findings")
     return differences + [Difference(f"findings/{name}", "", "no chapter computes it", "present") for name in missing]
 

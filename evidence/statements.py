@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 
 class Statement(NamedTuple):
-    """One line in our own words, the function that computes it, and a test for it ("package.module.name" each)."""
+    """One line in our own words, the function that computes it, and a test for it ("package.module.name" each).
+
+    A statement with several conclusions names each as a part, which gets a verdict of its own.
+    """
 
     text: str
     code: str
     test: str
+    parts: Mapping[str, str] = MappingProxyType({})
 
 
 STATEMENTS: dict[str, Statement] = {
@@ -50,7 +56,7 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
     "eq-4": Statement(
-        "Backdoor poisoning minimises the alignment of clean and triggered gradients",
+        "Backdoor poisoning minimises the alignment of clean and triggered gradients, both of which have influence",
         "lorantk.attacks.gradient_alignment",
         "lorantk.attacks.test_alignment_is_the_inner_product_of_gradients",
     ),
@@ -58,6 +64,10 @@ STATEMENTS: dict[str, Statement] = {
         "Fisher information is the kernel weighted by loss derivatives",
         "lorantk.fisher.fisher_spectrum",
         "lorantk.search.test_fisher_is_the_weighted_kernel_at_every_width",
+        {
+            "trace": "The expectation is the trace of the Fisher information",
+            "spectrum": "The nonzero spectrum is that of the weighted kernel between samples",
+        },
     ),
     "eq-6": Statement(
         "Information bits are half the sum of the nonzero eigenvalues",
@@ -68,6 +78,10 @@ STATEMENTS: dict[str, Statement] = {
         "Rényi entropy has Shannon's entropy at order 1 and the largest eigenvalue at infinity",
         "lorantk.spectra.renyi_entropy",
         "lorantk.counterexamples.test_eq_7_infinity_gives_minus_the_logarithm_and_order_one_diverges",
+        {
+            "shannon": "At order 1 it is Shannon's entropy",
+            "infinity": "At infinite order it is the largest eigenvalue",
+        },
     ),
     "eq-8": Statement(
         "The infinite-width kernel obeys a recursion over layers",
@@ -93,31 +107,38 @@ STATEMENTS: dict[str, Statement] = {
         "The relation and its order hold in the projections of a self-attention block",
         "lorantk.models.SelfAttentionBlock",
         "lorantk.search.test_relation_and_loewner_order_survive_in_attention",
+        {
+            "relation": "The kernels differ by the sum over positions of a·M a' times cotangents",
+            "order": "Where M ≤ 0 in every adapted projection, LoRA's kernel is below full fine-tuning's",
+        },
     ),
     "thm-nsd": Statement(
-        "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+        "M is negative semi-definite when σₐ² < 1/n and r ≤ n, and has r eigenvalues σₐ² n, the others 0",
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.counterexamples.test_thm_nsd_one_by_one",
-    ),
-    "thm-nsd-eigenvalues": Statement(
-        "M has r eigenvalues σₐ² n, and the others are 0",
-        "lorantk.spectra.delta_matrix",
-        "lorantk.spectra.test_delta_matrix_has_the_singular_values_of_A",
+        {
+            "order": "M is negative semi-definite when σₐ² < 1/n and r ≤ n",
+            "eigenvalues": "M has r eigenvalues σₐ² n, and the others are 0",
+        },
     ),
     "cor-ideal": Statement(
-        "At r = n and σₐ² = 1/n the matrix M converges to 0",
+        "At r = n and σₐ² = 1/n the matrix M converges to 0, and LoRA's kernel to full fine-tuning's",
         "lorantk.spectra.delta_matrix",
         "lorantk.counterexamples.test_cor_ideal_the_matrix_stays_away_from_zero",
-    ),
-    "cor-ideal-kernel": Statement(
-        "At r = n and σₐ² = 1/n LoRA's kernel converges to full fine-tuning's",
-        "lorantk.spectra.order_interval",
-        "experiments.order.test_the_order_ends_where_rank_and_dimension_reach_the_fan_in",
+        {
+            "norm": "M converges to 0 as a matrix, in operator norm",
+            "entries": "Every entry of M converges to 0",
+            "kernel": "LoRA's kernel converges to full fine-tuning's",
+        },
     ),
     "order-on-data": Statement(
         "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
+        {
+            "interval": "LoRA's kernel lies between c₋ and c₊ times full fine-tuning's, c∓ = s² σₐ² (√r ∓ √d)²",
+            "order": "Where c₊ is below 1, LoRA's kernel is below full fine-tuning's",
+        },
     ),
     "order-in-training": Statement(
         "At every step LoRA's kernel is below full fine-tuning's where s²(‖A‖² + ‖B‖²) is at most 1",
@@ -128,36 +149,68 @@ STATEMENTS: dict[str, Statement] = {
         "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
         "lorantk.spectra.kernel_scale",
         "experiments.adam.test_the_mean_kernel_over_draws_has_the_scale_of_the_law",
+        {
+            "mean": "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+            "steps": "The first step lowers the loss as s² r σₐ² under SGD and as s r σₐ under Adam",
+        },
     ),
     "adam-kernel": Statement(
         "Adam's step moves the outputs by a preconditioned kernel, its first step by signs, with s once",
         "experiments.adam.predicted_movement",
         "experiments.adam.test_the_next_step_of_adamw_is_predicted_to_first_order",
+        {
+            "step": "Adam's next step moves the outputs by the preconditioned kernel and the first moment",
+            "signs": "Its first step is that of sign descent",
+            "scaling": "s enters the first step once under Adam and twice under SGD",
+        },
     ),
     "thm-ib": Statement(
         "LoRA has no more information bits than full fine-tuning where M ≤ 0",
         "lorantk.spectra.information_bits",
         "lorantk.counterexamples.test_thm_ib_more_bits_with_fewer_eigenvalues",
+        {
+            "sum": "With half the sum of the eigenvalues, as printed last",
+            "bits": "With half the logarithm of the pseudo-determinant, as printed first",
+            "training": "At every B, as 'always' says",
+        },
     ),
     "thm-renyi": Statement(
         "LoRA has no more Rényi entropy than full fine-tuning where M ≤ 0",
         "lorantk.spectra.renyi_entropy",
         "lorantk.counterexamples.test_thm_renyi_is_reversed_above_order_one",
+        {
+            "below": "At orders below 1",
+            "above": "At orders above 1",
+            "shannon": "At order 1, for normalised spectra",
+        },
     ),
     "premise": Statement(
-        "Under PEFT's defaults the premise of the theorems is met",
+        "PEFT's defaults meet the premise of the theorems, the paper's own configuration does not",
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.spectra.test_probability_of_semidefiniteness_matches_draws",
+        {
+            "default": "Under PEFT's defaults M is negative semi-definite",
+            "paper": "At the paper's r = 8, α = 16 it is not",
+        },
     ),
     "direction": Statement(
-        "Clean and poisoned gradients have larger inner products under LoRA, as both conclusions require",
+        "Where M ≤ 0, inner products of gradients move the way that both of the paper's conclusions require",
         "lorantk.attacks.gradient_alignment",
         "lorantk.counterexamples.test_direction_smaller_inner_products_for_every_adversary",
+        {
+            "untargeted": "LoRA's inner products with untargeted poison are larger, as its weakness there requires",
+            "backdoor": "LoRA's inner products with a backdoor's samples are larger, as its strength there requires",
+            "influence": "A backdoor's samples have less influence under LoRA, which it needs for its effect",
+        },
     ),
     "why-it-matters": Statement(
         "LoRA's gradients are random projections: cosines gain noise of order 1/√r",
         "lorantk.attacks.gradient_alignment",
         "lorantk.search.test_cosines_of_orthogonal_pairs_follow_the_exact_law",
+        {
+            "law": "The cosine of an orthogonal pair has the mean absolute value Γ(r/2)/(√π Γ((r+1)/2))",
+            "digits": "On digits the error of the cosine falls as 1/√r if all layers share r σₐ² s²",
+        },
     ),
 }
 """Every statement that must carry a claim, in the order of the poster; ours come last."""

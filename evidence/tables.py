@@ -75,7 +75,7 @@ class Table:
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return (
             '<div class="claim-table" tabindex="0">'
-            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+            f'<table class="listed"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
     def show(self, title: str) -> None:

@@ -237,8 +237,13 @@ def fisher_spectrum(
     Statement ``thm-fisher``, spectrum form.
     """
     gram = loss_gram(model, x, y, loss, layers=layers, method=method, select=select, max_memory=max_memory)
-    eigenvalues = torch.linalg.eigvalsh(gram / len(gram))
-    return nonzero(eigenvalues).flip(0)
+    return _spectrum(gram / len(gram))
+
+
+def _spectrum(matrix: Tensor) -> Tensor:
+    """Nonzero eigenvalues, descending: computed in float64, cut at the precision of the entries, and in their dtype."""
+    values = torch.linalg.eigvalsh(matrix.double())
+    return nonzero(values, len(values) * torch.finfo(matrix.dtype).eps).flip(0).to(matrix.dtype)
 
 
 def fisher_trace(
@@ -301,4 +306,4 @@ def true_fisher_spectrum(
         root = vectors * values.clamp(min=0.0).sqrt()[:, None, :]  # root root^T = S
         kernel = torch.einsum("nca,ncmd,mdb->namb", root, kernel, root)
     matrix = kernel.reshape(n * C, n * C) / n
-    return nonzero(torch.linalg.eigvalsh((matrix + matrix.T) / 2)).flip(0)
+    return _spectrum((matrix + matrix.T) / 2)

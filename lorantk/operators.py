@@ -150,12 +150,28 @@ class TangentKernel:
         """dask array (n1 C, n2 C) whose chunks are kernels of `block` inputs with `block` inputs.
 
         Each chunk is computed where the scheduler computes it, from the model and two slices of the batches, so a
-        kernel may be larger than one machine. Needs the extra ``distributed``.
+        kernel may be larger than one machine; a chunk whose worker is lost is computed again. Needs the extra
+        ``distributed``.
 
         Raises
         ------
         TypeError, ValueError, ImportError
             On a block below 1, or without the extra.
+
+        Notes
+        -----
+        On a cluster under Slurm, dask-jobqueue starts the workers as jobs; the chunks go to a store that all of them
+        reach, and never to one memory::
+
+            from dask_jobqueue import SLURMCluster
+            from distributed import Client
+
+            cluster = SLURMCluster(cores=8, processes=1, memory="32GB", walltime="01:00:00", queue="short")
+            cluster.adapt(maximum_jobs=50)
+            with Client(cluster):
+                TangentKernel(model, x).to_dask(block=256).to_zarr("kernel.zarr")
+
+        A chunk of `block` inputs has (block C)^2 entries, and each worker needs that and the factors of two blocks.
         """
         check_integer("block", block, 1)
         try:

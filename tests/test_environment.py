@@ -83,7 +83,7 @@ def test_every_imported_library_is_declared(root, project):
     names = {"sklearn": "scikit-learn", "mathjax": "django-static-mathjax", "yaml": "pyyaml", "sphinx": "jupyter-book"}
     names |= {"cycler": "matplotlib", "IPython": "ipykernel", "bs4": "beautifulsoup4"}
     declared = {canonicalize_name(r.name) for r in requirements(project)}
-    folders = ("lorantk", "evidence", "book", "tests", "experiments", "benchmarks")
+    folders = ("lorantk", "evidence", "book", "tests", "experiments", "checks", "benchmarks")
     modules = [path for folder in folders for path in root.glob(f"{folder}/*.py")] + [*root.glob("tests/*/*.py")]
     imported = set()
     for path in [*modules, *root.glob("notebooks/*.md")]:

@@ -48,6 +48,17 @@ def test_heads_and_roles_are_what_a_screen_reader_needs():
     assert [head.text for head in soup.find_all("th")] == ["learning rate"]
 
 
+def test_cells_of_a_wide_table_are_named_by_their_heads_unless_heads_have_two_levels():
+    heads, cells = ("".join(f"<t{kind}>{i}</t{kind}>" for i in range(5)) for kind in "hd")
+    wide = f"<table><thead><tr>{heads}</tr></thead><tbody><tr>{cells}</tr></tbody></table>"
+    two = wide.replace("<thead>", f"<thead><tr>{heads}</tr>")
+    narrow = wide.replace("<th>4</th>", "").replace("<td>4</td>", "")
+    soup = mended(f'<div class="cell_output">{wide}{two}{narrow}</div>')
+    named = [[cell.get("data-head") for cell in table.select("tbody td")] for table in soup.find_all("table")]
+    assert named == [["0", "1", "2", "3", "4"], [None] * 5, [None] * 4]
+    assert [table.get("class") for table in soup.find_all("table")] == [["listed"], None, None]
+
+
 @pytest.fixture
 def executed(tmp_path):
     """A notebook as papermill leaves it, with one figure beside it, and the folder it lies in."""

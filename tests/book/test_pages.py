@@ -1,6 +1,7 @@
 """Links of the generated pages, and the notebooks' ways with figures."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from evidence.claims import Claim, Evidence, load_claims
 from evidence.findings import load_findings, rows_of_findings
+from evidence.routes import measure
 from evidence.statements import SOURCES, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,8 +62,8 @@ def test_every_test_of_a_statement_is_shown():
 
 def test_the_front_page_counts_verdicts(tmp_path, monkeypatch):
     monkeypatch.setenv("LORANTK_RESULTS", str(tmp_path))
-    checks = [Evidence("a", 0, 0, 1, "one"), Evidence("b", 0, 0, 1, "two")]
-    Claim("eq-2", checks, decisive="a").save()
+    checks = [Evidence(f.__name__, measure(f, -0.5), 0, 1, "it is negative") for f in (abs, math.ceil)]
+    Claim("eq-2", checks, decisive="abs").save()
     said = pages.summary(tmp_path)
     assert 'Of 1 statements checked so far: 1 <span class="verdict verdict-holds">holds</span>.' in said
     assert 'verdict-fails">missing</span>' in said
@@ -79,9 +81,12 @@ def test_a_card_says_what_decides_and_counts_checks_by_reading(records):
     assert r"\sigma_a^2 &lt; 1/n" in card  # a formula is text until MathJax reads it
     assert f">{record['verdict']}</span>" in card
     assert record["decisive"].replace("<", "&lt;") in card
-    for role in ("printed", "amended"):
-        checks = [e for e in record["evidence"] if e["role"] == role]
-        assert f"{role}: {sum(e['passes'] for e in checks)} of {len(checks)} met" in card
+    for reading in ("printed", "amended"):
+        checks = [e for e in record["evidence"] if e["reading"] == reading]
+        assert f"{reading}: {sum(e['passes'] for e in checks)} of {len(checks)} met" in card
+    for part in record["parts"]:
+        assert part["text"].replace("<", "&lt;") in card
+        assert f">{part['verdict']}</span>" in card
     assert "\n\n" not in card
 
 

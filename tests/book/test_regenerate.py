@@ -128,6 +128,13 @@ def test_what_is_damaged_is_named_and_made_again(toy):
     assert run(toy).stdout.count("unchanged") == 3  # both chapters, and the book
 
 
+def test_an_own_check_that_fails_is_a_difference(toy):
+    (toy / "book" / "_static" / "claims" / "eq-6.json").write_text(claim(passes=False, reading="corrected", id="eq-6"))
+    (toy / "tests" / "reference").mkdir(parents=True)
+    found = [d for d in regenerate.check_numbers(toy) if d.column == "e"]
+    assert [(d.item, d.allowed) for d in found] == [("claims/eq-6", "our own reading holds")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["README.md", "tests/reference/findings/finding-1.text.json"])
 def test_a_damaged_committed_file_is_named_in_one_line(toy, file):
@@ -303,10 +310,12 @@ def finding(verdict="supported", outcome="supported", value=1.0, name="e", **oth
     return json.dumps(record | others)
 
 
-def claim(verdict="holds", passes=True, role="printed", **others):
-    evidence = {"name": "e", "value": 1.0, "low": 0.0, "high": None, "route": "r", "role": role, "passes": passes}
+def claim(verdict="holds", passes=True, reading="printed", **others):
+    evidence = {"name": "e", "value": 1.0, "low": 0.0, "high": None, "miss": 0.0, "passes": passes, "reading": reading}
+    evidence |= dict.fromkeys(("part", "source", "repairs", "fails_if", "route"), "")
     texts = {key: key for key in ("id", "decisive", "figure", "statement", "chapter", "proof")}
-    return json.dumps(texts | {"definition": False, "verdict": verdict, "evidence": [evidence]} | others)
+    parts = [{"part": "", "text": "statement", "verdict": verdict}]
+    return json.dumps(texts | {"parts": parts, "verdict": verdict, "evidence": [evidence]} | others)
 
 
 @pytest.fixture
@@ -336,9 +345,9 @@ def test_equal_numbers_have_no_difference(numbers):
         ("figures/f.csv", "x,label\n1.0,a\n", "1 rows"),
         ("figures/f.csv", "y,label\n1.0,a\n2.0,b\n", "columns"),
         ("figures/g.csv", "x\n1\n", "new"),
-        ("claims/c.json", claim(verdict="fails as printed"), "holds -> fails"),
+        ("claims/c.json", claim(verdict="fails"), "holds -> fails"),
         ("claims/c.json", claim(passes=False), "True -> False"),
-        ("claims/c.json", claim(role="corrected"), "printed -> corrected"),
+        ("claims/c.json", claim(reading="corrected"), "printed -> corrected"),
         ("claims/c.json", claim(decisive="other"), "decisive -> other"),
         ("claims/c.json", claim(comment=""), "1: has more than it should: comment"),
         ("claims/c.json", claim()[:40], "1: no JSON"),
@@ -406,7 +415,7 @@ def test_a_reference_without_its_tolerances_is_a_difference(numbers):
 
 def test_code_of_another_tree_is_refused(toy, monkeypatch):
     assert foreign_packages(ROOT) == {}
-    assert set(foreign_packages(toy)) == {"lorantk", "evidence", "experiments", "benchmarks"}
+    assert set(foreign_packages(toy)) == {"lorantk", "evidence", "experiments", "checks", "benchmarks"}
     monkeypatch.setattr(regenerate, "ROOT", toy)
     result = run(toy)
     assert result.exit_code == 2

@@ -15,7 +15,15 @@ from trial import Moved, Report, folder_of  # noqa: E402
 
 def claim(verdict="holds", checks=()):
     evidence = [
-        {"name": name, "value": value, "low": 0.0, "high": 1.0, "route": "r", "role": "printed", "passes": value <= 1}
+        {
+            "name": name,
+            "value": value,
+            "low": 0.0,
+            "high": 1.0,
+            "route": "r",
+            "reading": "printed",
+            "passes": value <= 1,
+        }
         for name, value in checks
     ]
     return {"id": "thm-nsd", "verdict": verdict, "evidence": evidence}
@@ -28,12 +36,12 @@ def finding(value, outcome):
 
 def test_a_check_that_turned_is_said_and_one_that_stayed_is_not():
     moved = Moved(
-        claim("fails as printed", [("largest", 2.0), ("mean", 0.25), ("same", 0.5)]),
+        claim("fails", [("largest", 2.0), ("mean", 0.25), ("same", 0.5)]),
         claim("holds", [("largest", 0.5), ("mean", 0.2501), ("same", 0.5)]),
     )
-    assert moved.turned() == ["thm-nsd: holds -> fails as printed", "thm-nsd: largest: met -> not met"]
+    assert moved.turned() == ["thm-nsd: holds -> fails", "thm-nsd: largest: met -> not met"]
     head, *checks = moved.rows()
-    assert [cell.text for cell in head] == ["thm-nsd", "holds", "fails as printed"]
+    assert [cell.text for cell in head] == ["thm-nsd", "holds", "fails"]
     assert checks == [["largest", "0.5 (predicted 0 to 1): met", "2 (predicted 0 to 1): not met"]]
 
 
@@ -73,7 +81,7 @@ def chapter(tmp_path):
     chapter.source.parent.mkdir()
     chapter.source.write_text((ROOT / "notebooks" / "04-matrix-m.md").read_text())
     for place, value, verdict in (
-        (folder_of(chapter) / "_static", 2.0, "fails as printed"),
+        (folder_of(chapter) / "_static", 2.0, "fails"),
         (tmp_path / "tests" / "reference", 0.5, "holds"),
     ):
         for kind in ("figures", "claims", "findings"):
@@ -90,7 +98,7 @@ def chapter(tmp_path):
 def test_the_page_of_a_trial_has_what_turned_what_moved_and_the_pictures(chapter, tmp_path):
     page = Report.of(chapter, {"width": 64, "profile": "quick"}).html()
     assert "make notebook N=04 SET=&#x27;width=64 profile=quick&#x27;" in page
-    assert "thm-nsd: holds -&gt; fails as printed" in page
+    assert "thm-nsd: holds -&gt; fails" in page
     assert "row 0: 0.5 -&gt; 2" in page
     assert 'alt="A &lt;line&gt;."' in page
     assert "in the book" not in page

@@ -13,6 +13,7 @@ from evidence.effects import Effect, contrast, paired_contrast, random_effects, 
 from evidence.figures import save, subplots
 from evidence.findings import Finding
 from evidence.resampling import parametric_bootstrap, partial_spearman, poison_rate_at, spearman
+from evidence.routes import measure
 from evidence.variance import gap_between_groups, variance_explained, variance_explained_within
 
 NAN = math.nan
@@ -41,6 +42,10 @@ def figure(data=None, name="name", alt="alt", **others):
 
 def level(rates, accuracy):
     return poison_rate_at(rates, np.array(accuracy), 0.5)
+
+
+def check():
+    return Evidence("a", measure(slope_weights, [1, 2]), 0, 2, "never")
 
 
 CASES = {
@@ -86,11 +91,8 @@ CASES = {
     "effect, n": (lambda: effect(n=0), "n of 'e' must be at least 1; got 0"),
     "effect, error": (lambda: effect(error=-1), "error of 'e' must be 0 or above"),
     "effect, p": (lambda: effect(p=2), "p of 'e' must be from 0 to 1; got 2"),
-    "evidence, nan": (lambda: Evidence("a", 1, NAN, 1, "r"), "low must be at most high"),
-    "claim, two of one name": (
-        lambda: Claim("eq-1", [Evidence("a", 1, 0, 2, "r"), Evidence("a", 3, 0, 2, "s")], "a"),
-        "names of its own",
-    ),
+    "evidence, nan": (lambda: Evidence("a", measure(slope_weights, [1, 2]), NAN, 1, "r"), "low must be at most high"),
+    "claim, two of one name": (lambda: Claim("eq-1", 2 * [check()], "a"), "names of its own"),
     "finding, nothing": (lambda: Finding("finding-1", "digits", [], "f", "c"), "must hold a primary effect on"),
     "disagreement, shapes": (lambda: disagreement(torch.ones(2), torch.ones(2, 2)), r"got \(2,\) and \(2, 2\)"),
     "figure, name": (lambda: figure(name="../x"), "name must be lower-case letters"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-PACKAGES = ("lorantk", "evidence", "experiments", "benchmarks")
+PACKAGES = ("lorantk", "evidence", "experiments", "checks", "benchmarks")
 CHAPTER = """---
 kernelspec: {{display_name: Python 3, language: python, name: python3}}
 ---
@@ -37,6 +37,7 @@ from evidence.claims import Claim, Evidence
 from evidence.effects import Effect
 from evidence.figures import save, subplots
 from evidence.findings import Finding, Member
+from evidence.routes import measure
 from evidence.statements import FINDINGS, HALVES, SOURCES
 ```
 
@@ -49,8 +50,9 @@ save(fig, "{name}-figure", {{"value": values.tolist()}}, alt="Singular values, f
 ```
 
 ```{{code-cell}} ipython3
-first = Evidence("largest", values[0].item(), 0, 100, "singular values")
-Claim("{claim}", [first, Evidence("norm", x.norm().item(), 0, 100, "norm")], "largest").save()
+first = Evidence("largest", measure(torch.linalg.matrix_norm, x, 2), 0, 100, "it is larger")
+second = Evidence("norm", measure(torch.Tensor.norm, x), 0, 100, "it is larger")
+Claim("{claim}", [first, second], "largest").save()
 for id, source in itertools.product({findings}, SOURCES):
     effect, margin = Effect("e", 1, 0.5, 2, 5), 0.05
     found = [Member(id, half, source, "s", effect, margin, outcome="supported") for half in HALVES[id]]

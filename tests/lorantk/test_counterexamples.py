@@ -1,4 +1,4 @@
-"""The smallest counterexample to each statement that fails as printed, small enough to be checked by hand."""
+"""The smallest counterexample to each statement that fails as it is printed, small enough to be checked by hand."""
 
 import math
 
