@@ -227,7 +227,7 @@ def test_internal_links_lead_somewhere(browser, site, path):
         if target.scheme not in ("http", "https") or f"{target.scheme}://{target.netloc}/" != site:
             continue
         file = HTML / (unquote(target.path).lstrip("/") or "index.html")
-        anchor = unquote(target.fragment)
+        anchor = "" if "=" in target.fragment else unquote(target.fragment)  # a setting of the explorer is no place
         if not file.exists() or (anchor and f'id="{anchor}"' not in file.read_text()):
             dead.append(link)
     assert dead == []
