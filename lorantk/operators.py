@@ -163,12 +163,9 @@ class TangentKernel:
         On a cluster under Slurm, dask-jobqueue starts the workers as jobs; the chunks go to a store that all of them
         reach, and never to one memory::
 
-            from dask_jobqueue import SLURMCluster
-            from distributed import Client
-
-            cluster = SLURMCluster(cores=8, processes=1, memory="32GB", walltime="01:00:00", queue="short")
+            cluster = dask_jobqueue.SLURMCluster(cores=8, processes=1, memory="32GB", walltime="01:00:00")
             cluster.adapt(maximum_jobs=50)
-            with Client(cluster):
+            with distributed.Client(cluster):
                 TangentKernel(model, x).to_dask(block=256).to_zarr("kernel.zarr")
 
         A chunk of `block` inputs has (block C)^2 entries, and each worker needs that and the factors of two blocks.
