@@ -36,12 +36,14 @@ def test_the_workflow_tests_the_pythons_that_the_package_declares(jobs, project)
     assert [entry["run"] for entry in matrix] == ["bash .ci/run", "make test", "make test"]
 
 
-def test_only_the_publishing_job_may_write(workflows, jobs):
+def test_only_the_jobs_that_publish_may_write(workflows, jobs):
     assert all(content["permissions"] == {"contents": "read"} for content in workflows.values())
     assert {key: job["permissions"] for key, job in jobs.items() if "permissions" in job} == {
-        ("book", "publish"): {"pages": "write", "id-token": "write"}
+        ("book", "publish"): {"pages": "write", "id-token": "write"},
+        ("book", "notebooks"): {"actions": "read", "contents": "write"},  # the branch that Colab opens
     }
-    assert jobs["book", "publish"]["if"] == "github.ref == 'refs/heads/main'"
+    for job in ("publish", "notebooks"):
+        assert jobs["book", job]["if"] == "github.ref == 'refs/heads/main'"
 
 
 def test_actions_are_pinned_by_commit_and_say_their_version(root):
