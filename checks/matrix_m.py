@@ -224,7 +224,7 @@ def cor_ideal(seed: int, widths: Sequence[int]) -> Claim:
     # Tracy and Widom at r = n: the norm has mean 3 - 1.21 e and deviation 1.27 e with e = (4 / n)^(2/3); 3 draws
     e = (4 / np.array(widths)) ** (2 / 3)
     tends = linregress(np.log(widths), np.log(3 - 1.21 * e)).slope
-    near = tolerance.slope(widths, 1.27 * e / (3 - 1.21 * e) / 3**0.5)
+    near = tolerance.slope(widths, (1.27 * e / (3 - 1.21 * e) / 3**0.5).tolist())
     return Claim(
         "cor-ideal",
         [
