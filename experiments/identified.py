@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from evidence.effects import EffectRange, slope_weights
+from evidence.findings import Member
 
 from .admissible import Choices, choices, guessed, over_rates, performing, validation
 from .arms import WORDS
 from .digits import TRAIN
-from .family import MARGINS, WORKS, Member
+from .family import MARGINS, WORKS
 from .runs import UNITS, harms
 
 HALVES = {"untargeted": "flips", "backdoor": "backdoor"}

@@ -61,7 +61,10 @@ def whole_family(middle: float = MIDDLE) -> tuple[Member, ...]:
     """
     figures, seeds = (published.printed_tasks(recorded(f"published/{name}")) for name in ("figures", "seeds"))
     sweeps = published.accuracy_sweeps(figures)
-    ranks, ks = sweeps["backdoor_by_rank"]["rank"], sweeps["backdoor_by_variance"].variance_times_n
+    ranks, ks = (
+        sweeps[f"backdoor_by_{name}"][column].tolist()
+        for name, column in (("rank", "rank"), ("variance", "variance_times_n"))
+    )
     members = family.published_members(published.effects_by_task(sweeps, seeds), ranks, ks)
     members += family.published_gaps(published.gaps_of_variances(sweeps))
     settings, written = ["task", "optimizer", "attack"], text_runs()

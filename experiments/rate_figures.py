@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from evidence.effects import EffectRange
 from evidence.figures import COLORS, curve_grid, subplots
+from evidence.findings import Member
 
-from .family import MARGINS, Member
+from .family import MARGINS
 from .run_figures import ARM_LOOKS
 
 OUTCOMES = {"supported": "other", "reversed": "bound", "negligible": "theory", "inconclusive": "third"}

@@ -162,7 +162,7 @@ def effects_of_findings(attacked: pd.DataFrame, label: str, *, rank: int, tolera
     attack = attacked.attack.iloc[0]
     unit, flips = UNITS[attack], attack == "untargeted"
     full, by_rank, by_k = by_seed(attacked, method="full"), harm_by_rank(attacked), harm_by_variance(attacked, rank)
-    effects = {
+    effects: dict[str, list[Effect]] = {
         "finding-1": [between_methods(full, by_rank[rank], flips, label, unit)],
         "finding-2": [trend_in_rank(by_rank, flips, label, unit)],
         "finding-3": [

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 
 from evidence.effects import EffectRange, over_choices, slope_weights
+from evidence.findings import Member
 from evidence.variance import gaps_within_seeds
 
 from .admissible import Choices, choices, over_rates
-from .family import MARGINS, Member
+from .family import MARGINS
 from .identified import RANK, Setting, settings
 from .runs import UNITS, times_n
 

@@ -112,13 +112,13 @@ class LayerFactors:
         """The factors of the inputs in `rows`."""
         activations = {name: a[rows] for name, a in self.activations.items()}
         cotangents = {name: g[rows] for name, g in self.cotangents.items()}
-        return replace(self, outputs=self.outputs[-1:], activations=activations, cotangents=cotangents)
+        return replace(self, outputs=self.outputs[rows], activations=activations, cotangents=cotangents)
 
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
-        """Compare outputs and gradients with those of the last input alone, by autograd.
+        """Compare outputs and gradients with those of the first and the last input without the others, by autograd.
 
-        This one pass sees that the model is deterministic, that it maps input by input, and that each layer is called
-        on the inputs of the batch and uses its weight as its class does.
+        Of one or two inputs the last is asked alone. This one pass sees that the model is deterministic, that it maps
+        input by input, and that each layer is called on the inputs of the batch and uses its weight as its class does.
 
         Parameters
         ----------
@@ -140,19 +140,20 @@ class LayerFactors:
 
         def note(name: str) -> Hook:
             def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], y: Tensor) -> None:
-                _check_first_axis(name, 1, _first(args, kwargs), y)
+                _check_first_axis(name, len(rows), _first(args, kwargs), y)
 
             return hook
 
+        rows = [0, -1] if len(self.outputs) > 2 else [-1]
         state = torch.get_rng_state()
         with hooked({name: note(name) for name in modules}, modules):
-            outputs, cotangent, wanted = gradient(model, take(x, [-1]), uses)
+            outputs, cotangent, wanted = gradient(model, take(x, rows), uses)
         fault = "gives an input other outputs alone than in a batch"
         drawn = not torch.equal(state, torch.get_rng_state())
-        if drawn or not agree(outputs, self.outputs[-1:]):  # one pass may miss what is random; several say what it is
+        if drawn or not agree(outputs, self.outputs[rows]):  # one pass may miss what is random; several say what it is
             check_alone(model, x)
-            check_agree(fault, outputs, self.outputs[-1:])
-        few = self.take([-1])
+            check_agree(fault, outputs, self.outputs[rows])
+        few = self.take(rows)
 
         def made(parameter: str, directions: Tensor | None) -> Tensor:
             (name, which), grad = uses[parameter], wanted[parameter]

@@ -60,7 +60,7 @@ def test_a_statement_with_parts_has_their_verdict_or_holds_in_part():
     assert claim.verdict == "in part"
     assert [claim.verdict_of(part) for part in claim.parts] == ["holds", "fails"]
     page = claim._repr_html_()
-    assert page.count("<table>") == 2
+    assert page.count("<table") == 2
     assert "and the others are 0: " in page
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_1samp
 
+from evidence.findings import Member
 from experiments.config import RESULTS
 from experiments.data import recorded
-from experiments.family import Member
 from experiments.identified import findings_of_grid
 
 Arm = tuple[str, str]

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.family import Member, decided
+from evidence.findings import Member
+from experiments.family import decided
 from experiments.variances import findings_of_variances
 
 KS = (0.01, 0.1, 1.0)

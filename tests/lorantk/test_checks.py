@@ -321,7 +321,7 @@ def test_single_precision_adapters_on_a_half_precision_base():
 
 
 class Ordered(nn.Module):
-    """The inner layers see the rows in another order; sorted, or reversed but for the first."""
+    """The inner layers see the rows in another order; sorted, or reversed but for the first or the last."""
 
     def __init__(self, order):
         super().__init__()
@@ -360,10 +360,11 @@ class Held(nn.Module):
     [
         Ordered(lambda x: torch.argsort(x[:, 0])),
         Ordered(lambda x: torch.tensor([0, *range(len(x) - 1, 0, -1)])),
+        Ordered(lambda x: torch.tensor([*range(len(x) - 2, -1, -1), len(x) - 1])),
         Unseen(),
         Held(),
     ],
-    ids=["sorted rows", "reversed rows", "first input of zeros", "parameter in a list"],
+    ids=["sorted rows", "reversed rows", "reversed but for the last", "first input of zeros", "parameter in a list"],
 )
 def test_what_one_input_alone_would_not_show(model):
     x = gaussian(6, 5, seed=7)
