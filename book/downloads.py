@@ -121,7 +121,7 @@ def rerun_section(chapter: Chapter) -> str:
 def example(parameters: Mapping[str, Any]) -> str:
     """Settings that a reader may try: twice the first number that is no seed, else the next seed; the quick profile."""
     numbers = [f"{name}={2 * value}" for name, value in parameters.items() if name != "seed" and _is_number(value)]
-    numbers += [f"seed={parameters['seed'] + 1}"] * ("seed" in parameters)
+    numbers += [f"seed={value + 1}" for name, value in parameters.items() if name == "seed"]
     return " ".join(numbers[:1] + ["profile=quick"] * ("profile" in parameters))
 
 
