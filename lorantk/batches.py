@@ -39,6 +39,11 @@ def take(x: Batch, rows: slice | list[int]) -> Batch:
     return x[rows] if isinstance(x, Tensor) else {name: t[rows] for name, t in x.items()}
 
 
+def ends(n: int) -> list[int]:
+    """Rows of the first and the last of n inputs, at which what is made for a batch is compared."""
+    return [0, -1][:n]
+
+
 def join(x1: Batch, x2: Batch) -> Batch:
     """Both batches as one."""
     if isinstance(x1, Tensor):
@@ -186,33 +191,28 @@ def uncast() -> Iterator[None]:
 def check_alone(model: nn.Module, x: Batch) -> None:
     """Raise ValueError unless outputs are the same when asked twice, and for one input alone as in the batch.
 
-    Sixteen inputs are tried, eight times more where the model draws random numbers: dropout outside of modules, noise
-    and models that mix the inputs of a batch are seen.
+    The first and the last input are asked alone. Sixteen inputs are tried, eight times more where the model draws
+    random numbers: dropout outside of modules, noise and models that mix the inputs of a batch are seen.
     """
     with torch.no_grad():
         few = take(x, slice(0, 16))
         state = torch.get_rng_state()
         try:
-            first, again, alone = call(model, few), call(model, few), call(model, take(few, [size(few) - 1]))
+            first, again = call(model, few), call(model, few)
+            alone = torch.cat([call(model, take(few, [row])) for row in ends(size(few))])
             draws = 0 if torch.equal(state, torch.get_rng_state()) else 8
             repeated = [again, *(call(model, few) for _ in range(draws))]
         except (RuntimeError, IndexError) as error:  # wrong width, integers for numbers, tokens it does not know
             raise ValueError(f"model must accept the batch and one input of it; it raised: {error}") from error
     for outputs in repeated:
         check_agree("gives other outputs when called again", outputs, first)
-    check_agree("gives an input other outputs alone than in a batch", alone, first[-1:])
-
-
-def agree(outputs: Tensor, before: Tensor) -> bool:
-    """Whether outputs are those before, up to round-off."""
-    gap, largest = (outputs - before).abs().max().item(), before.abs().max().item()
-    return gap <= tolerance(before.dtype) * largest
+    check_agree("gives an input other outputs alone than in a batch", alone, first[ends(len(first))])
 
 
 def check_agree(fault: str, outputs: Tensor, before: Tensor) -> None:
-    """Raise ValueError, which says what the model does, where outputs are not those before."""
-    if not agree(outputs, before):
-        gap, largest = (outputs - before).abs().max().item(), before.abs().max().item()
+    """Raise ValueError, which says what the model does, where outputs are not those before, up to round-off."""
+    gap, largest = (outputs - before).abs().max().item(), before.abs().max().item()
+    if not gap <= tolerance(before.dtype) * largest:
         raise ValueError(
             f"model must be deterministic, input by input: it {fault} (by {gap:.1e}, outputs reach {largest:.1e}); "
             "is it in training mode? Call model.eval() first"

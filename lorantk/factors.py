@@ -28,13 +28,13 @@ from torch.nn.modules.normalization import GroupNorm, LayerNorm
 
 from .batches import (
     Batch,
-    agree,
     call,
     check_agree,
     check_alone,
     check_batch,
     check_deterministic,
     collect,
+    ends,
     size,
     substituted,
     take,
@@ -117,8 +117,9 @@ class LayerFactors:
     def check(self, model: nn.Module, x: Batch, uses: Mapping[str, tuple[str, str]]) -> None:
         """Compare outputs and gradients with those of the first and the last input without the others, by autograd.
 
-        Of one or two inputs the last is asked alone. This one pass sees that the model is deterministic, that it maps
-        input by input, and that each layer is called on the inputs of the batch and uses its weight as its class does.
+        Two inputs that are the whole batch are asked alone too. This one pass sees that the model is deterministic,
+        that it maps input by input, and that each layer is called on the inputs of the batch and uses its weight as
+        its class does.
 
         Parameters
         ----------
@@ -144,15 +145,17 @@ class LayerFactors:
 
             return hook
 
-        rows = [0, -1] if len(self.outputs) > 2 else [-1]
+        rows = ends(len(self.outputs))
         state = torch.get_rng_state()
         with hooked({name: note(name) for name in modules}, modules):
             outputs, cotangent, wanted = gradient(model, take(x, rows), uses)
-        fault = "gives an input other outputs alone than in a batch"
-        drawn = not torch.equal(state, torch.get_rng_state())
-        if drawn or not agree(outputs, self.outputs[rows]):  # one pass may miss what is random; several say what it is
-            check_alone(model, x)
-            check_agree(fault, outputs, self.outputs[rows])
+        if len(self.outputs) == len(rows) == 2 or not torch.equal(state, torch.get_rng_state()):
+            check_alone(model, x)  # one pass does not show what two inputs share, and may miss what is random
+        try:
+            check_agree("gives an input other outputs alone than in a batch", outputs, self.outputs[rows])
+        except ValueError:
+            check_alone(model, x)  # says better what it is, where it can
+            raise
         few = self.take(rows)
 
         def made(parameter: str, directions: Tensor | None) -> Tensor:

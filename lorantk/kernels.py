@@ -166,6 +166,9 @@ class Problem:
 
         With `blocks` it must be one that works block by block.
         """
+        seen = not blocks and self.method in ("auto", "layerwise")  # the check of whole factors sees it in one pass
+        if not seen:
+            self.check_alone()
         if self.method != "auto":
             return compute(self.way(self.method))
         try:
@@ -173,7 +176,8 @@ class Problem:
             logger.info("ntk: method 'layerwise' for %d trainable tensors", len(self.parameters))
             return compute(way)
         except NotLayerwise as error:
-            check_alone(self.model, self.x1)
+            if seen:
+                self.check_alone()
             reason: ValueError = error
         if not blocks and self.entries() > JACOBIAN_LIMIT:
             logger.info("ntk: method 'vector_products' for %d trainable tensors; %s", len(self.parameters), reason)
@@ -183,6 +187,11 @@ class Problem:
                 reason = error
         logger.info("ntk: method 'jacobian' for %d trainable tensors; %s", len(self.parameters), reason)
         return compute(self.way("jacobian"))
+
+    def check_alone(self) -> None:
+        """Raise ValueError unless the model is deterministic, input by input, on both batches."""
+        for x in [self.x1] if self.x2 is self.x1 else [self.x1, self.x2]:
+            check_alone(self.model, x)
 
     def entries(self) -> int:
         """Numbers in the Jacobians of both batches."""
@@ -197,11 +206,6 @@ def _compute(
     """The kernel by one method, block by block."""
     x1, x2 = problem.x1, problem.x2
 
-    def prepare(x: Batch) -> Any:
-        block = way.prepare(x)
-        way.check(x, block)
-        return block
-
     def rounded(kernel: Tensor) -> Tensor:
         result = kernel.to(way.dtype)
         if way.dtype == torch.float16 and not bool(torch.isfinite(result).all()):
@@ -212,17 +216,17 @@ def _compute(
     if max_memory is not None:
         if way.__class__ is METHODS["vector_products"]:
             raise ValueError("max_memory is for methods 'layerwise' and 'jacobian'; 'vector_products' makes no blocks")
-        count = _block_size(in_bytes(max_memory), prepare(take(x1, slice(0, 1))), problem.model, x1, output)
+        count = _block_size(in_bytes(max_memory), way.checked(take(x1, slice(0, 1))), problem.model, x1, output)
     elif isinstance(way, METHODS["jacobian"]):
         count = max(1, min(count, JACOBIAN_LIMIT * (size(x1) + size(x2)) // (2 * problem.entries())))
     if output == "diagonal":
         parts = []
         for rows in (slice(i, i + count) for i in range(0, size(x1), count)):
-            one = prepare(take(x1, rows))
-            parts.append(way.diagonal(one, one if x2 is x1 else prepare(take(x2, rows))))
+            one = way.checked(take(x1, rows))
+            parts.append(way.diagonal(one, one if x2 is x1 else way.checked(take(x2, rows))))
         return rounded(torch.cat(parts))
     return assemble(
-        lambda rows: prepare(take(x1, rows)), lambda rows: prepare(take(x2, rows)),
+        lambda rows: way.checked(take(x1, rows)), lambda rows: way.checked(take(x2, rows)),
         lambda one, other: rounded(way.tile(one, other, output)),
         (size(x1), size(x2)), (count, count), symmetric=x2 is x1, out=None if out is None else Path(out),
         depends_on=lambda: [type(way), output, problem.parameters, problem.weights, x2 is x1, x1, x2, problem.model],

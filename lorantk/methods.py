@@ -26,7 +26,7 @@ from torch.func import jacrev, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .batches import Batch, call, check_alone, map_inputs, size, take, tolerance, uncast
+from .batches import Batch, call, ends, map_inputs, size, take, tolerance, uncast
 from .factors import LayerFactors, NotLayerwise, along, disagreements, factors_of, gradient
 from .grams import accumulator, diagonal_gram, gram
 from .layers import kind
@@ -63,7 +63,13 @@ class Method(ABC):
 
     @abstractmethod
     def check(self, x: Batch, block: Any) -> None:
-        """Compare with the gradient of the last input by autograd; raise ValueError where it differs."""
+        """Compare with the gradient of the first and last input by autograd; raise ValueError where it differs."""
+
+    def checked(self, x: Batch) -> Any:
+        """What `prepare` makes of a batch, after its check."""
+        block = self.prepare(x)
+        self.check(x, block)
+        return block
 
     @abstractmethod
     def tile(self, one: Any, other: Any, output: str) -> Tensor:
@@ -148,7 +154,6 @@ class Jacobian(Method):
     """Jacobians of every input by torch.func, or by autograd where a model does not go through it."""
 
     def prepare(self, x: Batch) -> dict[str, Tensor]:
-        check_alone(self.model, x)
         try:
             with sdpa_kernel(SDPBackend.MATH):
                 found = map_inputs(lambda one: jacrev(lambda v: call(self.model, one, v)[0])(self.values), x)
@@ -182,7 +187,7 @@ class Jacobian(Method):
         }
 
     def check(self, x: Batch, block: dict[str, Tensor]) -> None:
-        _, cotangent, wanted = gradient(self.model, take(x, [-1]), self.parameters)
+        _, cotangent, wanted = gradient(self.model, take(x, ends(size(x))), self.parameters)
         v = cotangent.to(accumulator(self.dtype))
         weighted = {name: (self._root(name) * g.to(v.dtype).flatten()).reshape(g.shape) for name, g in wanted.items()}
         wanted = {name: g.to(wanted[name]) for name, g in weighted.items()}
@@ -196,8 +201,8 @@ class Jacobian(Method):
     @staticmethod
     @uncast()
     def _combined(block: dict[str, Tensor], v: Tensor) -> dict[str, Tensor]:
-        """v J of the last input."""
-        return {name: torch.einsum("nc,ncp->p", v, j[-1:]) for name, j in block.items()}
+        """sum_i v_i J_i over the ends of the batch."""
+        return {name: torch.einsum("nc,ncp->p", v, j[ends(len(j))]) for name, j in block.items()}
 
     def tile(self, one: dict[str, Tensor], other: dict[str, Tensor], output: str) -> Tensor:
         return self._sum("ncp,mdp->ncmd" if output == "full" else "ncp,mcp->nm", one, other)
@@ -222,7 +227,6 @@ class VectorProducts(Method):
     """Columns of the kernel, K v = J1 (D (J2^T v)): one vjp and one jvp each, as many at once as COLUMNS allows."""
 
     def prepare(self, x: Batch) -> Batch:
-        check_alone(self.model, x)
         return x
 
     def pullback(self, x: Batch, cotangents: Tensor) -> dict[str, Tensor]:
@@ -237,13 +241,13 @@ class VectorProducts(Method):
             return jvp(lambda v: call(self.model, x, v), (self.values,), (direction,))[1].detach()
 
     def check(self, x: Batch, block: Batch) -> None:
-        last = take(x, [-1])
-        _, cotangent, wanted = gradient(self.model, last, self.parameters)
+        pair = take(x, ends(size(x)))
+        _, cotangent, wanted = gradient(self.model, pair, self.parameters)
         plain = replace(self, weights={})
         norm = sum(g.double().square().sum().item() for g in wanted.values())
         try:
-            self.refuse(plain.pullback(last, cotangent), wanted)
-            pushed = (plain.push(last, wanted).double() * cotangent.double()).sum().item()
+            self.refuse(plain.pullback(pair, cotangent), wanted)
+            pushed = (plain.push(pair, wanted).double() * cotangent.double()).sum().item()
         except (RuntimeError, ValueError) as error:
             raise NoProducts(
                 f"method 'vector_products' needs a model that torch.func differentiates; {error}"

@@ -214,11 +214,9 @@ def _sides(way: Method, x1: Any, x2: Any) -> tuple[_Side, _Side]:
     """Both batches, prepared and checked; a Jacobian is not kept, its products are made instead."""
     if isinstance(way, Jacobian):
         way = VectorProducts(way.model, way.parameters, way.weights)
-    block = way.prepare(x1)
-    way.check(x1, block)
     kind: type[_Side] = _FactorSide if isinstance(way, Layerwise) else _ProductSide
-    first = kind(way, block)
-    return first, first if x2 is x1 else kind(way, way.prepare(x2))
+    first = kind(way, way.checked(x1))
+    return first, first if x2 is x1 else kind(way, way.checked(x2))
 
 
 class _Side:

@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 import lorantk.kernels
 import lorantk.methods
-from lorantk import LayerFactors, LoRA, attach, fisher_spectrum, fisher_trace, lora_ntk_sweep, ntk
+from lorantk import LayerFactors, LoRA, TangentKernel, attach, fisher_spectrum, fisher_trace, lora_ntk_sweep, ntk
 
 X = gaussian(4, 5, seed=1)
 Y = torch.tensor([0, 1, 1, 0])
@@ -371,6 +371,47 @@ def test_what_one_input_alone_would_not_show(model):
     x[0] = 0
     model = model.double()
     assert relative(ntk(model, x), autograd_kernel(model, x)) < 1e-10
+
+
+class FirstMoved(nn.Module):
+    """The first two inputs of a batch change places: all others have their own outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        order = [1, 0, *range(2, len(x))] if len(x) > 1 else [0]
+        return self.head(torch.tanh(self.inner(x[order])))
+
+
+class Together(FirstMoved):
+    """Inputs are centred in the batch."""
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.inner(x - x.mean(0))))
+
+
+@pytest.mark.parametrize("model", [FirstMoved(), Together()], ids=["first two change places", "centred"])
+@pytest.mark.parametrize("n", [2, 6])
+@pytest.mark.parametrize(
+    "keywords",
+    [{}, {"method": "jacobian"}, {"method": "vector_products"}, {"output": "diagonal"}, {"max_memory": 6000},
+     {"method": "layerwise", "max_memory": 2000}, {"method": "jacobian", "max_memory": 6000}],
+    ids=str,
+)  # fmt: skip
+def test_inputs_that_are_not_alone_are_refused_whatever_the_method_and_the_blocks(model, n, keywords):
+    x = gaussian(n, 5, seed=7)
+    with pytest.raises(ValueError, match="deterministic, input by input: it gives an input other outputs alone"):
+        ntk(model.double(), x, **keywords)
+    with pytest.raises(ValueError, match="deterministic, input by input"):
+        ntk(model.double(), x[:1], x, **keywords | {"output": "trace"})
+
+
+def test_the_operator_checks_its_second_batch_too():
+    x = gaussian(4, 5, seed=7)
+    with pytest.raises(ValueError, match="deterministic, input by input"):
+        TangentKernel(Together().double(), x[:1], x)
 
 
 class Average(nn.Module):
