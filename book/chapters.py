@@ -74,7 +74,8 @@ class Chapter:
         """Hash of all that the chapter's numbers depend on: text, parameters, package code, data read, versions."""
         cells = self.code()
         modules = imported_modules(self.root, cells)
-        tables = [path for path in data_files(self.root, cells) if path.exists()]  # reading an absent one will fail
+        readers = [*cells, *(path.read_text() for path in modules)]
+        tables = [path for path in data_files(self.root, readers) if path.exists()]  # reading an absent one will fail
         digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
         for path in [self.source, self.root / "constraints.txt", *modules, *tables]:
             digest.update(f"{path.relative_to(self.root).as_posix()}\n".encode() + path.read_bytes())

@@ -43,10 +43,17 @@ def digits_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
     return runs[~varied], runs[varied]
 
 
+def text_tables() -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """The earlier runs on text and their chosen learning rates, by task."""
+    return {
+        "spam": (recorded("results/spam"), recorded("results/rates-spam")),
+        "reuters": (recorded("results/reuters"), recorded("results/rates-reuters")),
+    }
+
+
 def text_runs() -> pd.DataFrame:
     """The earlier runs on text with their harm, at the learning rate that a method's ranks share."""
-    tables = {task: (recorded(f"results/{task}"), recorded(f"results/rates-{task}")) for task in ("spam", "reuters")}
-    chosen = arms.with_scaling_1(arms.on_tasks(tables, "shared"), int(TEXT["steps"]))
+    chosen = arms.with_scaling_1(arms.on_tasks(text_tables(), "shared"), int(TEXT["steps"]))
     return arms.at_poison_rates(chosen, POISON_RATES)
 
 
@@ -59,7 +66,8 @@ def whole_family(middle: float = MIDDLE) -> tuple[Member, ...]:
     middle : float
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
     """
-    figures, seeds = (published.printed_tasks(recorded(f"published/{name}")) for name in ("figures", "seeds"))
+    figures = published.printed_tasks(recorded("published/figures"))
+    seeds = published.printed_tasks(recorded("published/seeds"))
     sweeps = published.accuracy_sweeps(figures)
     ranks, ks = (
         sweeps[f"backdoor_by_{name}"][column].tolist()

@@ -294,6 +294,19 @@ def test_recorded_tables_belong_to_a_chapter(toy):
     assert data_files(toy, ['benchmark("speed")\nother("x")']) == [toy / "benchmarks/results/speed.json"]
 
 
+def test_tables_that_a_module_reads_belong_to_the_chapters_that_import_it(toy):
+    module, table = toy / "experiments" / "reader.py", toy / "experiments" / "runs.csv"
+    module.parent.mkdir()
+    module.write_text('def runs():\n    return recorded("runs")\n')
+    source = toy / "notebooks" / "01-first.md"
+    source.write_text(source.read_text() + "\n```{code-cell} ipython3\nfrom experiments.reader import runs\n```\n")
+    hashes = []
+    for content in ("x\n1\n", "x\n2\n"):
+        table.write_text(content)
+        hashes.append(find_chapters(toy)[0].content_hash({}))
+    assert hashes[0] != hashes[1]
+
+
 @pytest.mark.parametrize("call", ["recorded(name)", 'recorded(f"{a}")', "recorded()", 'benchmark("a", "b")'])
 def test_a_table_must_be_named_literally(tmp_path, call):
     with pytest.raises(ValueError, match="must be given one literal name"):
