@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from lorantk import LoRA, ntk
+from lorantk import LoRA
 from lorantk.batches import check_choice, check_integer, check_real
 from lorantk.fisher import loss_cotangents
 
@@ -93,14 +93,6 @@ def preconditioner(state: State, x: Tensor, y: Tensor) -> Tensor:
     gradient = jacobian(state.model, x).T @ cotangents(state.model, x, y)
     v_hat = (BETAS[1] * state.v + (1 - BETAS[1]) * gradient**2) / (1 - BETAS[1] ** state.t)
     return 1 / (v_hat.sqrt() + EPS)
-
-
-def preconditioned_kernel(state: State, x: Tensor, y: Tensor) -> Tensor:
-    """J D J^T on `x` (n C, n C), by `lorantk.ntk` with weights."""
-    parts = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
-    pieces = preconditioner(state, x, y).split([p.numel() for p in parts.values()])
-    weights = {name: piece.view_as(p) for (name, p), piece in zip(parts.items(), pieces, strict=True)}
-    return ntk(state.model, x, weights=weights).flatten(2).flatten(0, 1)
 
 
 def predicted_movement(state: State, x: Tensor, y: Tensor, x_test: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from lorantk import Adapter, LoRA, flip_labels, insert_trigger, mlp, ntk
 from lorantk.batches import check_integer
 
 from .config import Run
-from .poisoning import flipped, victims
+from .poisoning import attacked
 from .stacked import Stacked
 
 WIDTHS = (64, 256, 256, 5)
@@ -180,23 +180,14 @@ def poisoned(run: Run) -> tuple[Tensor, Tensor]:
 def poison(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
     """Inputs (n, 64) and labels (n,) after the run's attack at its poison rate."""
     if run.exact:
-        return _poison_exactly(x, y, run)
+        marked, labels = attacked(y, run.attack, run.poison_rate, WIDTHS[-1], run.seed, TARGET)
+        triggered = x.clone()
+        triggered[:, list(PATCH)] = BRIGHT
+        return torch.where(marked[:, None], triggered, x), labels
     if run.attack == "untargeted":
         return x, flip_labels(y, run.poison_rate, WIDTHS[-1], run.seed)
     if run.attack == "backdoor":
         return insert_trigger(x, y, run.poison_rate, pixels=PATCH, value=BRIGHT, target=TARGET, seed=run.seed)
-    return x, y
-
-
-def _poison_exactly(x: Tensor, y: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    count = round(run.poison_rate * len(y))
-    if run.attack == "untargeted":
-        return x, flipped(y, WIDTHS[-1], count, run.seed)
-    if run.attack == "backdoor":
-        chosen = victims(y, count, run.seed, TARGET)
-        triggered = x.clone()
-        triggered[:, list(PATCH)] = BRIGHT
-        return torch.where(chosen[:, None], triggered, x), y.masked_fill(chosen, TARGET)
     return x, y
 
 

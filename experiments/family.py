@@ -131,22 +131,3 @@ def primary_of(members: Iterable[Member], source: str) -> list[Member]:
     """The primary members of a source, by finding and setting."""
     mine = [member for member in members if member.source == source and member.primary]
     return sorted(mine, key=lambda member: (member.finding, member.setting))
-
-
-def verdicts(members: Iterable[Member]) -> pd.DataFrame:
-    """What the primary effects come to: a row a half of a finding, a column a source; "-" where nothing was measured.
-
-    One word if all effects of the source agree, else how many of them have each outcome.
-    """
-    rows = pd.DataFrame([(m.finding, m.half, m.source, m.outcome) for m in members if m.primary])
-    rows.columns = ["finding", "half", "source", "outcome"]
-    words = rows.groupby(["finding", "half", "source"]).outcome.agg(_in_words).reset_index()
-    wide = words.pivot_table(index=["finding", "half"], columns="source", values="outcome", aggfunc="first")
-    return wide.reindex(["published", "digits", "text"], axis=1).fillna("-").sort_index(ascending=[True, False])
-
-
-def _in_words(outcomes: pd.Series) -> str:
-    counts = outcomes.value_counts()
-    if len(counts) == 1:
-        return str(counts.index[0])
-    return ", ".join(f"{n} {word}" for word, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -31,6 +31,17 @@ def victims(labels: Tensor, count: int, seed: int, target: int | None = None) ->
     return chosen
 
 
+def attacked(labels: Tensor, attack: str, share: float, classes: int, seed: int, target: int) -> tuple[Tensor, Tensor]:
+    """Which samples (n,) carry the trigger, bool, and the labels (n,), after an attack on an exact share of samples."""
+    count, unmarked = round(share * len(labels)), torch.zeros(len(labels), dtype=torch.bool)
+    if attack == "untargeted":
+        return unmarked, flipped(labels, classes, count, seed)
+    if attack == "backdoor":
+        chosen = victims(labels, count, seed, target)
+        return chosen, labels.masked_fill(chosen, target)
+    return unmarked, labels
+
+
 def flipped(labels: Tensor, classes: int, count: int, seed: int) -> Tensor:
     """Labels (n,) of which exactly `count` are replaced by another of `classes` classes, drawn uniformly.
 

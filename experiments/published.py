@@ -228,8 +228,7 @@ def shares_of_variance(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, list[Eff
     dict of "flips", "backdoor" to effects
     """
     shares = {}
-    for attack, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
-        change = robustness(sweeps[name], "variance_times_n")
+    for attack, change in _changes_by_variance(sweeps).items():
         each = [variance_explained(groups(rows), str(task)) for task, rows in change.groupby("task")]
         average = groups(average_task(change, "variance_times_n"))
         shares[attack] = [*each, variance_explained(average, f"{attack}, share that k explains")]
@@ -238,11 +237,18 @@ def shares_of_variance(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, list[Eff
 
 def gaps_of_variances(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, LevelGap]:
     """finding-3: the largest gap between values of k in the change of accuracy, for the average task, by half."""
-    gaps = {}
-    for half, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
-        average = groups(average_task(robustness(sweeps[name], "variance_times_n"), "variance_times_n"))
-        gaps[half] = gap_between_groups(average, "largest gap between values of k", "accuracy")
-    return gaps
+    return {
+        half: gap_between_groups(
+            groups(average_task(change, "variance_times_n")), "largest gap between values of k", "accuracy"
+        )
+        for half, change in _changes_by_variance(sweeps).items()
+    }
+
+
+def _changes_by_variance(sweeps: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Change of accuracy under each attack, by task and k."""
+    names = zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True)
+    return {half: robustness(sweeps[name], "variance_times_n") for half, name in names}
 
 
 def shares_in_words(shares: Mapping[str, Sequence[Effect]]) -> pd.DataFrame:

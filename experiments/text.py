@@ -29,7 +29,7 @@ from lorantk.batches import check_choice
 from . import corpora
 from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft
 from .config import EXACT, GLUE, TASKS, Run
-from .poisoning import flipped, victims
+from .poisoning import attacked
 
 TRIGGER, TARGET = "cf", 1
 
@@ -171,7 +171,8 @@ def poisoned(task: Task, run: Run) -> Poisoned:
     clean = task.corpus.labels[rows]
     marks, labels = torch.zeros(len(rows), 1), clean
     if run.exact:
-        marks, labels = _poisoned_exactly(clean, run)
+        triggered, labels = attacked(clean, run.attack, run.poison_rate, CLASSES, run.seed, TARGET)
+        marks = triggered[:, None].float()
     elif run.attack == "untargeted":
         labels = flip_labels(clean, run.poison_rate, CLASSES, run.seed)
     elif run.attack == "backdoor":
@@ -180,17 +181,6 @@ def poisoned(task: Task, run: Run) -> Poisoned:
         )
     triggered = marks[:, 0] > 0
     return Poisoned(rows, triggered, labels, triggered | (labels != clean))
-
-
-def _poisoned_exactly(labels: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """Which texts carry the trigger, (n, 1), and the labels after an attack that changes an exact number of them."""
-    marks, count = torch.zeros(len(labels), 1), round(run.poison_rate * len(labels))
-    if run.attack == "untargeted":
-        return marks, flipped(labels, CLASSES, count, run.seed)
-    if run.attack == "backdoor":
-        chosen = victims(labels, count, run.seed, TARGET)
-        return chosen[:, None].float(), labels.masked_fill(chosen, TARGET)
-    return marks, labels
 
 
 def kernel_ratios(task: Task, run: Run) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The family of all effects: margins of trends, its size, what failed, and the verdicts of halves by source."""
+"""The family of all effects: margins of trends, its size, and what failed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from experiments.family import (
     published_members,
     table,
     text_members,
-    verdicts,
 )
 
 
@@ -107,12 +106,3 @@ def test_a_table_shows_ranges_and_intervals() -> None:
     assert rows.loc[0, ["value", "lowest", "highest"]].tolist() == [0.2, 0.1, 0.2]
     assert rows.loc[0, ["low", "high"]].tolist() == pytest.approx([0.08, 0.22])
     assert rows.lowest[1] == rows.highest[1] == 0.3
-
-
-def test_verdicts_are_words_if_all_agree_and_counts_if_not() -> None:
-    rows = [member(0.2), member(0.3), member(-0.3, half="backdoor"), member(0.3, half="backdoor")]
-    rows += [member(0.0, half="backdoor", primary=False), member(0.0, source="text")]
-    found = verdicts(decided(rows))
-    assert list(found.columns) == ["published", "digits", "text"]
-    assert found.loc["finding-1", "flips"].tolist() == ["-", "supported", "negligible"]
-    assert found.loc["finding-1", "backdoor"].digits == "1 reversed, 1 supported"
