@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import gammaln
-from scipy.stats import linregress
 from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
@@ -226,7 +225,7 @@ def gradient_cosine(rank: int, width: int, draws: int, seed: int) -> float:
 def rate(table: pd.DataFrame, attack: str, column: str) -> float:
     """Power of the rank in a column's means over draws."""
     means = table[table.attack == attack].groupby("rank")[column].mean()
-    return linregress(np.log(means.index), np.log(means)).slope
+    return tolerance.power(means.index, means)
 
 
 def plain_rate(model: nn.Module, clean: Batch, poison: Batch, ranks: Sequence[int], seeds: Sequence[int]) -> float:
@@ -239,7 +238,7 @@ def plain_rate(model: nn.Module, clean: Batch, poison: Batch, ranks: Sequence[in
     full = cosine(model)
     errors = [np.mean([(cosine(LoRA(r, 1.0).attach(model, s)) - full).square().mean().sqrt().item() for s in seeds])
               for r in ranks]  # fmt: skip
-    return linregress(np.log(ranks), np.log(errors)).slope
+    return tolerance.power(ranks, errors)
 
 
 def why_it_matters(seed: int, width: int, found: Setting, ranks: Sequence[int], seeds: int, pairs: int,

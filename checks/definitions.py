@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy.stats import linregress
 from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
@@ -19,7 +18,7 @@ from experiments.training import gradient_descent
 from lorantk import Adapter, LoRA, attach, mlp, ntk, read_peft
 from lorantk.fisher import loss_cotangents
 
-from . import autograd
+from . import autograd, tolerance
 
 
 class Wrapped(NamedTuple):
@@ -127,7 +126,7 @@ def missed(model: nn.Module, x: Tensor, y: Tensor, rates: np.ndarray) -> pd.Data
 def order(steps: pd.DataFrame) -> float:
     """Power of the learning rate in what is not predicted, up to 0.01."""
     small = steps[steps.learning_rate <= 1e-2]
-    return linregress(np.log(small.learning_rate), np.log(small.not_predicted)).slope
+    return tolerance.power(small.learning_rate, small.not_predicted)
 
 
 def plain_miss(model: nn.Module, x: Tensor, y: Tensor, rate: float) -> float:

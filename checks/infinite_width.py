@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.integrate import dblquad
-from scipy.stats import linregress
 from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence
@@ -132,7 +131,7 @@ def settles(x: Tensor, depth: int, widths: Sequence[int], weight_variance: float
 def rate(table: pd.DataFrame, column: str, activation: str) -> float:
     """Power of the width in a column."""
     part = table[table.activation == activation]
-    return linregress(np.log(part.width), np.log(part[column])).slope
+    return tolerance.power(part.width, part[column])
 
 
 def random_architectures(cases: int, seed: int) -> list[tuple[Tensor, int, str, float]]:
@@ -246,7 +245,7 @@ def plain_spread(networks: Mapping[int, Sequence[nn.Module]], x: Tensor) -> floa
     for nets in networks.values():
         kernels = plain_kernels(nets, x)
         spreads.append((kernels.var(0).sum().sqrt() / kernels.mean(0).norm()).item())
-    return linregress(np.log(list(networks)), np.log(spreads)).slope
+    return tolerance.power(list(networks), spreads)
 
 
 def ntk_limit(seed: int, table: Measured[pd.DataFrame], widths: Sequence[int], draws: int,
@@ -320,7 +319,7 @@ def accuracies(pairs: Mapping[tuple[int, int], Pair], images: Tensor, labels: Te
 
 def power(values: pd.Series) -> float:
     """Power of the width in values by width and seed."""
-    return linregress(np.log(values.index.get_level_values(0)), np.log(values)).slope
+    return tolerance.power(values.index.get_level_values(0), values)
 
 
 def ntk_constant(seed: int, n: int, depth: int, widths: Sequence[int], weight_variance: float, learning_rate: float,

@@ -20,7 +20,7 @@ from experiments.training import gradient_descent
 from lorantk import LayerFactors, LoRA, mlp, ntk
 from lorantk.fisher import loss_cotangents
 
-from . import autograd
+from . import autograd, tolerance
 
 A_LAYERS, B_LAYERS = ["0.down", "2.down", "4.down"], ["0.up", "2.up", "4.up"]
 """Layers of an adapted network that hold A and B."""
@@ -88,7 +88,7 @@ def plain_drift(pairs: Pairs, x: Tensor) -> pd.Series:
 
 def power(values: pd.Series) -> float:
     """Power of the width in values by arm, width and run."""
-    return linregress(np.log(values.index.get_level_values("width")), np.log(values)).slope
+    return tolerance.power(values.index.get_level_values("width"), values)
 
 
 def causes(pairs: Pairs, x: Tensor) -> pd.DataFrame:
@@ -127,7 +127,7 @@ def onset(seed: int, width: int, rank: int, data: tuple[Tensor, Tensor]) -> pd.D
 
 def growth(table: pd.DataFrame) -> float:
     """Power of the learning rate in A's kernel, at the smaller half of the rates."""
-    return linregress(np.log(table.learning_rate[:5]), np.log(table.kernel_of_A[:5])).slope
+    return tolerance.power(table.learning_rate[:5], table.kernel_of_A[:5])
 
 
 def features_fit(table: pd.DataFrame) -> Any:

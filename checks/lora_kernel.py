@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import kstest, linregress
+from scipy.stats import kstest
 from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
@@ -196,7 +195,7 @@ def rate(found: Mapping[int, Tensor], ranks: Sequence[int], rank: int) -> float:
     """Power of the width in the spread at one rank."""
     table = spread(found, ranks)
     table = table[table["rank"] == rank]
-    return linregress(np.log(table.width), np.log(table.spread)).slope
+    return tolerance.power(table.width, table.spread)
 
 
 def distances(found: Mapping[int, Tensor], ranks: Sequence[int]) -> float:

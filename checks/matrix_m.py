@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from peft import LoraConfig, get_peft_model
-from scipy.stats import linregress
 from torch import Tensor
 
 from evidence.claims import Claim, Evidence
@@ -209,7 +208,7 @@ def kernel_gap(widths: Sequence[int], seeds: Sequence[int], inputs: int) -> pd.D
 
 def slope(table: pd.DataFrame, column: str) -> float:
     """Power of the width that a column follows."""
-    return linregress(np.log(table.width), np.log(table[column])).slope
+    return tolerance.power(table.width, table[column])
 
 
 def cor_ideal(seed: int, widths: Sequence[int]) -> Claim:
@@ -223,7 +222,7 @@ def cor_ideal(seed: int, widths: Sequence[int]) -> Claim:
     law = tolerance.slope(widths, 1 / 80**0.5)
     # Tracy and Widom at r = n: the norm has mean 3 - 1.21 e and deviation 1.27 e with e = (4 / n)^(2/3); 3 draws
     e = (4 / np.array(widths)) ** (2 / 3)
-    tends = linregress(np.log(widths), np.log(3 - 1.21 * e)).slope
+    tends = tolerance.power(widths, 3 - 1.21 * e)
     near = tolerance.slope(widths, (1.27 * e / (3 - 1.21 * e) / 3**0.5).tolist())
     return Claim(
         "cor-ideal",

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import linregress
 from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
@@ -63,7 +62,7 @@ def one_step(state: State, data: Data, rates: Sequence[float]) -> pd.DataFrame:
 
 def order(table: pd.DataFrame) -> float:
     """Power of the learning rate in the error."""
-    return linregress(np.log(table.learning_rate), np.log(table.error)).slope
+    return tolerance.power(table.learning_rate, table.error)
 
 
 def torch_step(

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy.stats import binom, linregress, norm, t
 from torch import Tensor
+
+from evidence.effects import slope_weights
 
 MISS = 1e-5
 """Probability with which one random check may miss, unless it says otherwise."""
@@ -37,10 +40,14 @@ def share(probability: float, draws: int, miss: float = MISS) -> float:
     return float(binom.ppf(miss, draws, probability)) / draws
 
 
+def power(x: ArrayLike, y: ArrayLike) -> float:
+    """The power of y in x: the slope of a line fitted in log-log axes."""
+    return float(linregress(np.log(x), np.log(y)).slope)
+
+
 def slope(x: Sequence[float], errors: Sequence[float] | float, miss: float = MISS) -> float:
     """How far a fitted slope in log-log axes may be off, from the relative standard errors of the points."""
-    logs = np.log(np.asarray(x, dtype=float))
-    weights = (logs - logs.mean()) / ((logs - logs.mean()) ** 2).sum()
+    weights = slope_weights(np.log(np.asarray(x, dtype=float)))
     return deviations(miss) * float(np.sqrt((weights**2 * np.square(errors)).sum()))
 
 
@@ -57,7 +64,5 @@ def in_errors(values: Tensor, expected: float) -> float:
 def rank_powers(table: pd.DataFrame) -> pd.Series:
     """Power of the rank in "decrease", by rule and optimizer."""
     groups = {str(key): g for key, g in table.groupby(table.rule + "|" + table.optimizer)}
-    slopes = {
-        tuple(key.split("|")): linregress(np.log(g["rank"]), np.log(g.decrease)).slope for key, g in groups.items()
-    }
+    slopes = {tuple(key.split("|")): power(g["rank"], g.decrease) for key, g in groups.items()}
     return pd.Series(slopes).rename_axis(["rule", "optimizer"])

@@ -102,6 +102,6 @@ def test_exercises_are_blocks_whose_settings_exist(chapter):
 
 
 def test_make_hands_each_setting_over_whole():
-    asked = ["make", "-n", "notebook", "N=6", "SET=ranks=[1,64] profile=quick", "STAMP="]
+    asked = ["make", "--no-print-directory", "-n", "notebook", "N=6", "SET=ranks=[1,64] profile=quick", "STAMP="]
     said = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split("--only ")[1].split() == ["6", "--set", "'ranks=[1,64]'", "--set", "'profile=quick'"]
