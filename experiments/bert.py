@@ -57,23 +57,39 @@ class Classifier(nn.Module):
         h = inputs if self.embeddings is None else self.embeddings(inputs[:, 0], inputs[:, 1])
         bias = attention_bias(mask)
         if self.pooler is None:
-            return self.head(token_mean(through(self.layers, h, bias), mask))
+            return self.head(self._token_mean(h, mask, bias))
         h = through(self.layers[:-1], h, bias)
         last, first = self.layers[-1], h[:, :1]
         projections = last.attention.self
-        query, key, value = (
-            projection(tokens).unflatten(-1, (projections.num_attention_heads, -1)).transpose(1, 2)
-            for projection, tokens in ((projections.query, first), (projections.key, h), (projections.value, h))
-        )
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+        context = _attend(last, projections.query(first), projections.key(h), projections.value(h), bias)
         attended = last.attention.output(context, first)
         return self.head(self.pooler(last.output(last.intermediate(attended), attended)))
 
+    def _token_mean(self, h: Tensor, mask: Tensor, bias: Tensor) -> Tensor:
+        """Mean of the last layer's outputs over each text's tokens, (n, width); no layer is evaluated at padding."""
+        places = mask.flatten().nonzero()[:, 0]
 
-def token_mean(h: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the tokens that are no padding, (n, width), of (n, length, width)."""
-    weights = mask[:, :, None].to(h.dtype)
-    return (h * weights).sum(1) / weights.sum(1)
+        def padded(tokens: Tensor) -> Tensor:
+            """(n, length, width) with zeros at padding."""
+            return (
+                tokens.new_zeros(mask.numel(), tokens.shape[-1]).index_copy(0, places, tokens).unflatten(0, mask.shape)
+            )
+
+        tokens = h.flatten(0, 1)[places]
+        for layer in self.layers:
+            projections = (layer.attention.self.query, layer.attention.self.key, layer.attention.self.value)
+            query, key, value = (padded(projection(tokens)) for projection in projections)
+            context = _attend(layer, query, key, value, bias)
+            attended = layer.attention.output(context.flatten(0, 1)[places], tokens)
+            tokens = layer.output(layer.intermediate(attended), attended)
+        return padded(tokens).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _attend(layer: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    """What the heads of a layer read, (n, length, width), from its projections of that shape."""
+    heads = layer.attention.self.num_attention_heads
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
 def through(layers: Iterable[nn.Module], h: Tensor, bias: Tensor) -> Tensor:
