@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import numpy as np
@@ -38,22 +39,31 @@ def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
 
 
 def without_collapsed_points(rows: pd.DataFrame, collapsed: float) -> pd.DataFrame:
-    """The rows but for each point of a sweep at which some arm has a standard deviation above `collapsed`."""
+    """The rows but for each point of a sweep at which some arm has a standard deviation above `collapsed`.
+
+    A task of which one point of a sweep is left has no trend there and is left out of it.
+    """
     by_poison_rate = rows.experiment.str.contains("by_rate")
     point = rows.poison_rate.where(by_poison_rate, rows["rank"] * rows.variance_times_n)
-    widest = rows.assign(point=point).groupby(["experiment", "task", "point"])["std"].transform("max")
-    return rows[widest <= collapsed]
+    pointed = rows.assign(point=point)
+    widest = pointed.groupby(["experiment", "task", "point"])["std"].transform("max")
+    kept = pointed[widest <= collapsed]
+    points = kept.groupby(["experiment", "task"]).point.transform("nunique")
+    return rows.loc[kept.index[(points > 1) | by_poison_rate[kept.index]]]
 
 
 def effects_under_variants(variants: Variants) -> pd.DataFrame:
-    """Each effect averaged over its tasks, with its interval as text: a row a variant, a column an effect."""
+    """Each effect averaged over its tasks, with its interval as text: a row a variant, a column an effect.
+
+    An effect has no average over fewer than two tasks.
+    """
     texts = {label: {name: str(e) for name, e in _averages(*variant).items()} for label, variant in variants.items()}
     return pd.DataFrame(texts).sort_index().T
 
 
-def _averages(rows: pd.DataFrame, arm: str) -> dict[str, Effect]:
+def _averages(rows: pd.DataFrame, arm: str) -> dict[str, Effect | str]:
     """Effects on method, rank and variance averaged over tasks; positive is what the finding says."""
-    sweeps = accuracy_sweeps(rows)
+    sweeps = defaultdict(lambda: rows.iloc[:0], accuracy_sweeps(rows))
     base = sweeps[NEAR_CLEAN] if arm == "change" else None
     cells = {
         "LoRA's extra loss, flips": (1, method_cells(sweeps["untargeted_by_rate"], base)),
@@ -64,8 +74,13 @@ def _averages(rows: pd.DataFrame, arm: str) -> dict[str, Effect]:
         steps = variance.variance_times_n.rank(method="dense")
         cells[f"per doubling of r, {name}"] = sign, slope_cells(rank, np.log2(rank["rank"]), arm)
         cells[f"per step in k, {name}"] = -1, slope_cells(variance, steps, arm)
-    means = {name: (sign, summarise(weighted, "")[-2]) for name, (sign, weighted) in cells.items()}
-    return {name: effect if sign > 0 else -effect for name, (sign, effect) in means.items()}
+    means = {
+        name: (sign, summarise(weighted, "")[-2])
+        for name, (sign, weighted) in cells.items()
+        if len(set(weighted.task)) > 1
+    }
+    found = {name: effect if sign > 0 else -effect for name, (sign, effect) in means.items()}
+    return {name: found.get(name, "fewer than two tasks are left") for name in cells}
 
 
 def trends_in_order(sweeps: Mapping[str, pd.DataFrame], rng: np.random.Generator, draws: int) -> pd.DataFrame:

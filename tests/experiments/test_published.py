@@ -174,6 +174,15 @@ def test_one_thing_is_changed_at_a_time(figures: pd.DataFrame) -> None:
     assert step.tolist() == pytest.approx([0.03] * len(variants))
 
 
+def test_any_threshold_leaves_numbers_or_says_that_none_is_left(figures: pd.DataFrame) -> None:
+    for collapsed in [*np.linspace(0, figures["std"].max(), 8), 1.0]:
+        row = sensitivity.effects_under_variants(sensitivity.variants(figures, collapsed)).loc[
+            "collapsed points dropped"
+        ]
+        assert all(" to " in text or text == "fewer than two tasks are left" for text in row)
+    assert row.str.contains(" to ").all()
+
+
 def test_trends_in_order_are_rank_correlations(sweeps: dict[str, pd.DataFrame]) -> None:
     found = sensitivity.trends_in_order(sweeps, np.random.default_rng(0), draws=50)
     values = found.map(lambda text: float(text.split()[0]))
