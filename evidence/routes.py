@@ -1,15 +1,16 @@
 """What computed a number, as the interpreter saw it: the function that was asked, and all functions that ran for it.
 
 Two routes to a number count as two if they share no function of this project from the model to the number. A string
-could say anything, so `measure` watches the calls.
+could say anything, so `measure` watches the calls, by the standard library's profiler.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from cProfile import Profile
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -55,20 +56,17 @@ def measure(function: Callable[..., T], *args: Any, **kwargs: Any) -> Measured[T
     A lambda may pick a number out of measured arguments: it has no name in the route, what it calls has.
     """
     given = [a for a in (*args, *kwargs.values()) if isinstance(a, Measured)]
-    seen: set[str] = set()
-    known: dict[CodeType, str] = {}
-
-    def watch(frame: FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_code not in known:
-            known[frame.f_code] = name = _watched(frame)
-            seen.add(name)
-
+    watch = Profile(builtins=False, subcalls=False)
     before = sys.getprofile()
-    sys.setprofile(watch)
+    watch.enable()
     try:
         value = function(*map(_plain, args), **{key: _plain(a) for key, a in kwargs.items()})
     finally:
-        sys.setprofile(before)
+        watch.disable()
+        before.enable() if isinstance(before, Profile) else sys.setprofile(before)
+    files = {getattr(m, "__file__", None): name for name, m in sys.modules.items() if name.split(".")[0] in WATCHED}
+    codes = [entry.code for entry in watch.getstats() if isinstance(entry.code, CodeType)]
+    seen = {_watched(code, files[code.co_filename]) for code in codes if code.co_filename in files}
     own = () if "<lambda>" in getattr(function, "__qualname__", "") else (_name(function),)
     route = tuple(dict.fromkeys([name for a in given for name in a.route] + list(own)))
     if not route:
@@ -87,9 +85,9 @@ def _name(function: Callable[..., Any]) -> str:
     return f"{module}.{name.split('.<locals>')[0]}"
 
 
-def _watched(frame: FrameType) -> str:
-    """Name of the function that a frame runs, what is defined inside it included; "" if it is not watched."""
-    module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
-    if module.split(".")[0] not in WATCHED or module in BESIDE or "<lambda>" in name or name.startswith("<"):
+def _watched(code: CodeType, module: str) -> str:
+    """Name of a function of a module, what is defined inside it included; "" if it has no name or is in `BESIDE`."""
+    name = code.co_qualname
+    if module in BESIDE or "<lambda>" in name or name.startswith("<"):
         return ""
     return f"{module}.{name.split('.<locals>')[0]}"

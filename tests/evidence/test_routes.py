@@ -51,6 +51,15 @@ def test_what_watched_before_watches_again_and_errors_pass():
     assert watching is not None
 
 
+def test_what_runs_after_a_measurement_inside_another_is_seen():
+    def outer():
+        measure(square, 2)
+        return delta_matrix(torch.ones(1, 2))
+
+    assert "lorantk.spectra.delta_matrix" in measure(outer).code
+    assert sys.getprofile() is None
+
+
 def test_a_lambda_alone_is_no_route():
     with pytest.raises(ValueError, match="function must have a name"):
         measure(lambda: 1)
