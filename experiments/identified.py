@@ -1,4 +1,4 @@
-"""What the first grid of `protocol.md` says of findings 1, 2 and 4: effects over learning rates.
+"""What the grids of `protocol.md` with all methods say of findings 1, 2 and 4: effects over learning rates.
 
 A *setting* is an optimizer, an attack and a dose. Statements ``finding-1``, ``finding-2``, ``finding-4``.
 """
@@ -6,6 +6,7 @@ A *setting* is an optimizer, an attack and a dose. Statements ``finding-1``, ``f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,51 +16,69 @@ from evidence.findings import Member
 
 from .admissible import Choices, choices, guessed, over_rates, performing, validation
 from .arms import WORDS
-from .digits import TRAIN
 from .family import MARGINS, WORKS
 from .runs import UNITS, harms
 
 HALVES = {"untargeted": "flips", "backdoor": "backdoor"}
 """Attack -> the half of a finding that it speaks to."""
 
-RANK, CLASSES = 8, 5
-"""LoRA's rank beside full fine-tuning; classes of the task."""
+RANK = 8
+"""LoRA's rank beside full fine-tuning."""
 
 Arm = tuple[str, int | None]
 """Method and rank."""
 
 
-def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016) -> list[Member]:
+class Grid(NamedTuple):
+    """The task of a grid: the source that it belongs to, its name before a setting's, its classes, its training set."""
+
+    source: str
+    name: str
+    classes: int
+    train: int
+
+
+DIGITS, REVIEWS = Grid("digits", "", 5, 500), Grid("text", "reviews, ", 2, 1000)
+
+
+def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016, grid: Grid = DIGITS) -> list[Member]:
     """Undecided members for findings 1, 2 and 4, by optimizer, attack and dose.
 
     Parameters
     ----------
     runs : DataFrame
-        Recorded runs of one task and budget: full, head, and LoRA at several ranks with one variance and scaling.
+        Recorded runs of one task and budget: full, head, and LoRA at several ranks with one variance and scaling;
+        those without an attack at every learning rate, those with one at the admissible ones at least.
     middle : float
         The backdoor's poison rate whose effects are primary.
+    grid : Grid
+        The task.
     """
     return [
-        Member(finding, setting.half, "digits", setting.name, effect, MARGINS[setting.half], primary, failed, diverged)
-        for setting in settings(runs).values()
+        Member(finding, setting.half, grid.source, setting.name, effect, MARGINS[setting.half], primary, failed,
+               diverged)
+        for setting in settings(runs, grid).values()
         for primary in [setting.half == "flips" or setting.poison_rate == middle]
         for finding, effect, failed, diverged in setting.effects()
-    ]
+    ]  # fmt: skip
 
 
-def settings(runs: pd.DataFrame) -> dict[tuple[str, str, float], Setting]:
+def settings(runs: pd.DataFrame, grid: Grid = DIGITS) -> dict[tuple[str, str, float], Setting]:
     """The attacked runs by optimizer, attack and poison rate, diverged ones as guesses."""
-    table = validation(runs)
-    groups = harms(guessed(runs, CLASSES)).groupby(["optimizer", "attack", "poison_rate"])
-    found = [Setting(part, table[table.optimizer == key[0]]) for key, part in groups]
+    table, filled = validation(runs), guessed(runs, grid.classes)
+    clean = filled[filled.attack == "none"]
+    found = [
+        Setting(part, clean[clean.optimizer == key[0]], table[table.optimizer == key[0]], grid)
+        for key, part in harms(filled).groupby(["optimizer", "attack", "poison_rate"])
+    ]
     return {(setting.optimizer, setting.attack, setting.poison_rate): setting for setting in found}
 
 
 class Setting:
-    """Harm at one optimizer, attack and dose, arm by arm at its admissible rates."""
+    """Harm at one optimizer, attack and dose, arm by arm at its admissible rates; the clean runs beside them."""
 
-    def __init__(self, rows: pd.DataFrame, table: pd.DataFrame) -> None:
-        self.rows, self.table = rows, table
+    def __init__(self, rows: pd.DataFrame, clean: pd.DataFrame, table: pd.DataFrame, grid: Grid) -> None:
+        self.rows, self.clean, self.table = rows, clean, table
         first = rows.iloc[0]
         self.optimizer, self.attack, self.poison_rate = (
             str(first.optimizer),
@@ -67,7 +86,7 @@ class Setting:
             float(first.poison_rate),
         )
         self.half = HALVES[self.attack]
-        self.name = f"{WORDS[self.optimizer]}, {rows.poisoned.max():.0f} of {TRAIN}"
+        self.name = f"{grid.name}{WORDS[self.optimizer]}, {rows.poisoned.max():.0f} of {grid.train}"
         self.ranks = sorted(int(rank) for rank in rows["rank"].dropna().unique())
 
     def arm(self, method: str, rank: int | None = None, column: str = "harm") -> Choices:
@@ -119,7 +138,8 @@ class Setting:
 
     def _clean_accuracy(self, method: str, rank: int | None = None) -> float:
         """On test data without an attack, at the best learning rate."""
-        return float(next(iter(self.arm(method, rank, "accuracy_without").values())).mean())
+        rows, table = (self._of(part, method, rank) for part in (self.clean, self.table))
+        return float(next(iter(choices(rows, table, "clean_accuracy").values())).mean())
 
     def _diverged(self, method: str, rank: int | None) -> int:
         return sum(int(series.sum()) for series in self.arm(method, rank, "diverged").values())

@@ -81,7 +81,7 @@ def whole_family(middle: float = MIDDLE) -> tuple[Member, ...]:
     members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
     grid, varied = digits_runs()
     members += identified.findings_of_grid(grid, middle)
-    members += variances.findings_of_variances(varied, grid)
+    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid)
     return tuple(family.decided(members))
 
 

@@ -15,17 +15,17 @@ from lorantk.batches import check_integer
 
 from .admissible import guessed, validation
 from .arms import ARMS, ATTACKS, WORDS, PoisonRates, named_arms
-from .identified import CLASSES
+from .identified import DIGITS, Grid
 from .runs import ARM, harms, summary
 
 KEYS = [*ARM, "learning_rate"]
 
 
-def attacked_runs(runs: pd.DataFrame) -> pd.DataFrame:
+def attacked_runs(runs: pd.DataFrame, grid: Grid = DIGITS) -> pd.DataFrame:
     """The attacked runs with harm, arm, and whether their learning rate is admissible ("admissible") or "best"."""
     runs = runs.astype({"rank": "float64"})
     table = validation(runs)[[*KEYS, "admissible", "best"]]
-    return named_arms(harms(guessed(runs, CLASSES)).merge(table, how="left", on=KEYS))
+    return named_arms(harms(guessed(runs, grid.classes)).merge(table, how="left", on=KEYS))
 
 
 def harm_over_rates(attacked: pd.DataFrame, poison_rates: PoisonRates) -> pd.DataFrame:
