@@ -10,6 +10,7 @@ from typing import Any
 
 from advice import advice
 from cards import claim_card, finding_card
+from survives import survives
 
 from evidence.artifacts import CorruptFile, read_record, table_rows, write_atomically
 from evidence.claims import VERDICTS, claims_table, load_claims
@@ -32,18 +33,18 @@ SPECTRA = "layer-spectra"
 def write_generated_pages(root: Path) -> None:
     """Write book/claims.md, and what the front page and the page of tests include, from the book's own records."""
     book = root / "book"
+    claims, findings = load_claims(book / "_static" / "claims"), load_findings(book / "_static" / "findings")
     page = (book / "claims.template.md").read_text()
     cards = {
-        "claims": "".join(
-            claim_card(record, claim_links(record)) for record in load_claims(book / "_static" / "claims")
-        ),
+        "claims": "".join(claim_card(record, claim_links(record)) for record in claims),
         "findings": "".join(finding_cards(book / "_static" / "findings")),
     }
     page = re.sub(r"\{\{ (claims|findings) \}\}", lambda match: cards[match[1]], page)
     write_atomically(book / "claims.md", page)
     (book / "_generated").mkdir(exist_ok=True)
     write_atomically(book / "_generated" / "summary.md", summary(book / "_static"))
-    write_atomically(book / "_generated" / "advice.md", advice(load_findings(book / "_static" / "findings")))
+    write_atomically(book / "_generated" / "advice.md", advice(findings))
+    write_atomically(book / "_generated" / "survives.md", survives(claims, findings))
     write_atomically(book / "_generated" / "figure.md", shown_figure(book / "notebooks", FIGURE))
     write_atomically(book / "_generated" / "spectra.md", spectra(book / "_static" / "figures" / f"{SPECTRA}.csv"))
     write_atomically(book / "_generated" / "tests.md", tests())

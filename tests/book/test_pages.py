@@ -11,13 +11,14 @@ import pytest
 from evidence.claims import Claim, Evidence, load_claims
 from evidence.findings import load_findings, rows_of_findings
 from evidence.routes import measure
-from evidence.statements import SOURCES, STATEMENTS
+from evidence.statements import FINDINGS, SOURCES, STATEMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "book"))
 
 import advice  # noqa: E402
 import pages  # noqa: E402
+import survives  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,19 @@ def test_advice_has_the_verdict_of_its_finding_behind_it():
         for source in SOURCES:
             assert f"{source}: {advice.in_words(records[id, source]['verdicts'][half])}" in line
     assert pages.advice({}).count(">missing</span>") == len(verdicts)
+
+
+def test_what_survives_has_computed_verdicts_beside_it():
+    claims = load_claims(ROOT / "tests" / "reference" / "claims")
+    findings = load_findings(ROOT / "tests" / "reference" / "findings")
+    rows = survives.survives(claims, findings).splitlines()[2:]
+    assert len(rows) == len(survives.ROWS)
+    named = [id for *_, ids in survives.ROWS for id in ids]
+    assert set(named) <= {*STATEMENTS, *FINDINGS}
+    assert len(set(named)) == len(named)
+    turned = [record | {"verdict": "fails"} if record["id"] == "thm-fisher" else record for record in claims]
+    moved = [a != b for a, b in zip(rows, survives.survives(turned, findings).splitlines()[2:], strict=True)]
+    assert moved == ["thm-fisher" in ids for *_, ids in survives.ROWS]
 
 
 def test_the_figure_of_the_front_page_is_a_chapters(tmp_path):
