@@ -7,6 +7,7 @@ program of the project. Its `{solution}` shows rows of the trial's table as a ta
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(`{4,})\{(exercise|solution)\}(.*?)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 FENCE = re.compile(r"^```(sh|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ROW = re.compile(r"^\|(?![ |:-]*$)(.*)\|$", re.MULTILINE)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 BAR = "\\|"
+AGREEMENT = 0.05
+"""Relative difference that another machine may make between a number and the one shown: solutions argue from sizes."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,23 @@ def plain(line: str) -> str:
 
 
 def not_said(exercise: Exercise, said: str) -> list[str]:
-    """The lines that the solution shows and the command did not say."""
+    """The lines that the solution shows and the command did not say; numbers may differ by `AGREEMENT`."""
     lines = {plain(line) for line in said.splitlines()}
-    return [line for line in exercise.shown if line not in lines]
+    return [shown for shown in exercise.shown if not any(agree(shown, line) for line in lines)]
+
+
+def agree(shown: str, said: str) -> bool:
+    """Whether two lines are the same word by word, their numbers within `AGREEMENT`."""
+    pairs = list(zip_longest(shown.split(), said.split()))
+    return all(one == other or (bool(one and other) and _close(one, other)) for one, other in pairs)
+
+
+def _close(one: str, other: str) -> bool:
+    (a, first), (b, second) = (NUMBER.subn("", word) for word in (one, other))
+    if a != b or first != second:
+        return False
+    numbers = zip(NUMBER.findall(one), NUMBER.findall(other), strict=True)
+    return all(math.isclose(float(x), float(y), rel_tol=AGREEMENT) for x, y in numbers)
 
 
 def update(exercise: Exercise, said: str) -> None:

@@ -62,7 +62,9 @@ def test_what_a_solution_shows_and_the_command_did_not_say_is_named(tmp_path):
     (exercise,) = exercises.exercises(chapter(tmp_path, shown=shown))
     said = "turned\nrank 1: |cosine| | 0.5 (predicted 0 to 1): met\n"
     assert exercises.not_said(exercise, said) == []
-    assert exercises.not_said(exercise, said.replace("0.5", "0.6")) == exercise.shown
+    assert exercises.not_said(exercise, said.replace("0.5", "0.51")) == []
+    for changed in (said.replace("0.5", "0.6"), said.replace(": met", ": not met"), said.replace("rank 1", "rank 2")):
+        assert exercises.not_said(exercise, changed) == exercise.shown
 
 
 def test_rows_of_a_solution_are_brought_up_to_date(tmp_path):
