@@ -32,8 +32,10 @@ def test_the_workflow_tests_the_pythons_that_the_package_declares(jobs, project)
     declared = [
         c.split(" :: ")[-1] for c in project["classifiers"] if c.startswith("Programming Language :: Python ::")
     ]
-    assert [entry["python"] for entry in matrix] == declared == ["3.11", "3.12", "3.13"]
-    assert [entry["run"] for entry in matrix] == ["bash .ci/run", "make test", "make test"]
+    assert {"python": "3.11", "run": "make exercises"} in matrix
+    tested = [(entry["python"], entry["run"]) for entry in matrix if entry["run"] != "make exercises"]
+    assert tested == list(zip(declared, ["bash .ci/run", "make test", "make test"], strict=True))
+    assert declared == ["3.11", "3.12", "3.13"]
 
 
 def test_only_the_jobs_that_publish_may_write(workflows, jobs):
