@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
 
 import pandas as pd
 import torch
@@ -76,7 +77,8 @@ def along_training(seed: int, width: int, rank: int, checkpoints: Sequence[int],
     fresh = mlp([64, width, width, 10], parametrization="standard", seed=seed).double()
     network = gradient_descent(fresh, x[low], y[low], learning_rate=0.3, steps=100)
     data, shown = (x[high][:96], y[high][:96]), x[high][96:128]
-    runs = [follow(network, data, shown, LoRA(rank, scaling=s), rule, checkpoints, seed + d)
+    runs = [follow(LoRA(rank, scaling=s).attach(network, seed + d), network, repeat(data), shown, rule, checkpoints)
+            .assign(scaling=s, seed=seed + d)
             for rule in RULES.values() for s in (1.0, 2.0) for d in range(draws)]  # fmt: skip
     return pd.concat(runs, ignore_index=True)
 

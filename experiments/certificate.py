@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lorantk import Adapter, LoRA, attach, mlp, ntk, order_certificate
-from lorantk.batches import check_integer
+from lorantk import Adapter, attach, mlp, ntk, order_certificate
+from lorantk.batches import Batch, call, check_integer
 from lorantk.lora import LoRALayer
 
 from .adam import jacobian, optimizer
@@ -23,15 +23,18 @@ from .order import kernel_ratios, matrix
 
 
 def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
-    """`model` with the adapters of `adapted` added to its weights: the same function, all of it trainable."""
+    """`model` with all that `adapted` has learned, adapters added to the weights: its function, all of it trainable."""
     whole = copy.deepcopy(model)
+    whole.load_state_dict(
+        {name: t for name, t in adapted.state_dict().items() if name in whole.state_dict()}, strict=False
+    )
     for name, layer in _adapted_layers(adapted).items():
         weight = whole.get_parameter(f"{name}.weight")
         weight.data += layer.scaling * layer.up.weight.detach() @ layer.down.weight.detach()
     return whole.requires_grad_(True)
 
 
-def orders(adapted: nn.Module, model: nn.Module, x: Tensor) -> pd.DataFrame:
+def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     """A row an adapted layer: its certificate, and the smallest c with K_LoRA <= c K_full on `x`.
 
     Parameters
@@ -40,8 +43,8 @@ def orders(adapted: nn.Module, model: nn.Module, x: Tensor) -> pd.DataFrame:
         A copy of `model` with adapters on layers of standard parametrisation.
     model : nn.Module
         Without adapters.
-    x : Tensor (n, ...)
-        In float64.
+    x : Tensor (n, ...) or mapping of Tensor
+        For models in float64.
     """
     whole, rows = merged(adapted, model), []
     for name, layer in _adapted_layers(adapted).items():
@@ -55,35 +58,30 @@ def orders(adapted: nn.Module, model: nn.Module, x: Tensor) -> pd.DataFrame:
 
 
 def follow(
-    model: nn.Module, data: tuple[Tensor, Tensor], x: Tensor, lora: LoRA, rule: tuple[str, float],
-    checkpoints: Sequence[int], seed: int,
+    adapted: nn.Module, model: nn.Module, batches: Iterable[tuple[Batch, Tensor]], x: Batch, rule: tuple[str, float],
+    checkpoints: Sequence[int],
 ) -> pd.DataFrame:  # fmt: skip
-    """`orders` on `x` at each checkpoint (steps done) of full-batch training by an optimizer and its learning rate.
+    """`orders` on `x` at each checkpoint (steps done) while `adapted` trains, by an optimizer and its learning rate.
 
-    Training that diverges ends there: a warning says so, and later checkpoints are missing.
+    Each step takes the next of `batches`, inputs with labels; a checkpoint's loss and accuracy are those on the batch
+    of the step that follows it. Training that diverges ends there: a warning says so, later checkpoints are missing.
+    `adapted`, a copy of `model` with adapters, is trained in place.
     """
     if not checkpoints:
         raise ValueError("checkpoints must hold at least one step; got none")
     for checkpoint in checkpoints:
         check_integer("checkpoints", checkpoint, 0)
-    adapted, (inputs, labels) = lora.attach(model, seed), data
     steps, tables = optimizer(rule[0], adapted, rule[1]), []
-    for done in range(max(checkpoints) + 1):
-        outputs = adapted(inputs)
+    for done, (inputs, labels) in zip(range(max(checkpoints) + 1), batches, strict=False):
+        outputs = call(adapted, inputs)
         loss = nn.functional.cross_entropy(outputs, labels)
         if not bool(outputs.isfinite().all()):
             warnings.warn(f"training by {rule} diverged at step {done}: no checkpoint from there on", stacklevel=2)
             break
         if done in checkpoints:
             accuracy = (outputs.argmax(1) == labels).double().mean().item()
-            settings: dict[str, Any] = {
-                "optimizer": rule[0],
-                "learning_rate": rule[1],
-                "scaling": lora.scaling,
-                "seed": seed,
-            }
-            row = settings | {"step": done, "loss": loss.item(), "accuracy": accuracy}
-            tables.append(orders(adapted, model, x).assign(**row))
+            row: dict[str, Any] = {"optimizer": rule[0], "learning_rate": rule[1], "step": done}
+            tables.append(orders(adapted, model, x).assign(**row, loss=loss.item(), accuracy=accuracy))
         steps.zero_grad()
         loss.backward()
         steps.step()

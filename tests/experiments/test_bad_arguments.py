@@ -1,6 +1,7 @@
 """Every public function of the package answers a wrong argument with its name and what is allowed."""
 
 import math
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def steps(name="adamw", y=Y, learning_rate=0.1, steps=1):
 
 
 def followed(name="sgd", checkpoints=(0,)):
-    return certificate.follow(MODEL, (X, Y), X, LoRA(2), (name, 0.1), checkpoints, 0)
+    return certificate.follow(LoRA(2).attach(MODEL, 0), MODEL, repeat((X, Y)), X, (name, 0.1), checkpoints)
 
 
 def plane(width=8, rank=1, dimension=1, variance=0.1, seeds=range(2)):
