@@ -132,12 +132,12 @@ STATEMENTS: dict[str, Statement] = {
         },
     ),
     "order-on-data": Statement(
-        "LoRA's kernel is below full fine-tuning's on data of dimension d where s² σₐ² is at most 1/(√r + √d)²",
+        "On data of dimension d LoRA's kernel is below full fine-tuning's if s² σₐ² (√r + √d)² < 1, but for chance",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
         {
-            "interval": "LoRA's kernel lies between c₋ and c₊ times full fine-tuning's, c∓ = s² σₐ² (√r ∓ √d)²",
-            "order": "Where c₊ is below 1, LoRA's kernel is below full fine-tuning's",
+            "interval": "But for fluctuations LoRA's kernel is between c∓ = s² σₐ² (√r ∓ √d)² times full fine-tuning's",
+            "order": "Where c₊ is below 1 beyond fluctuations, LoRA's kernel is below full fine-tuning's",
         },
     ),
     "order-in-training": Statement(

@@ -134,17 +134,18 @@ def plan_sentences(p: Plan) -> Iterator[tuple[str, str]]:
         f"Scale. At the same learning rate LoRA's first step moves the outputs {p.sgd:.3g} times as far as full "
         f"fine-tuning's under SGD (s^2 r sigma^2), and {p.adam:.3g} times as far under Adam.", OPTIMIZER
     )  # fmt: skip
-    only = f"only on data of dimension {p.largest_dimension} or less, of {p.width}"
-    where = "" if p.order[1] <= 1 else f" {only}" if p.largest_dimension else " on no data"
+    beyond = "above that it depends on the data's gradients" if p.largest_dimension else "it depends on the gradients"
+    up_to = f"on data of dimension {p.largest_dimension} of {p.width} or less" if p.largest_dimension else "on no data"
+    where = "on any data" if p.order[1] <= 1 else f"{up_to}; {beyond}"
     yield (
-        f"Order, whatever the data. LoRA's kernel is at most {p.order[1]:.3g} times full fine-tuning's: it lies below "
-        f"it{where}.", ORDER
+        f"Order, whatever the data. Over all n directions the largest ratio of LoRA's kernel to full fine-tuning's is "
+        f"near {p.order[1]:.3g}: LoRA's is expected below {where}.", ORDER
     )  # fmt: skip
     if p.order_on_data is not None:
         low, high = p.order_on_data
         yield (
-            f"Order on your data. In d = {p.dimension} directions LoRA's kernel is between {low:.3g} and {high:.3g} "
-            f"times full fine-tuning's: it {'lies' if high <= 1 else 'need not lie'} below it.", ORDER
+            f"Order on your data. In d = {p.dimension} directions LoRA's kernel is between about {low:.3g} and "
+            f"{high:.3g} times full fine-tuning's: it {'is expected' if high <= 1 else 'need not lie'} below it.", ORDER
         )  # fmt: skip
     yield (
         f"Angles. Two inputs with orthogonal activations get an absolute cosine of {p.angle:.2g} in the mean: this "

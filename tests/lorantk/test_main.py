@@ -40,7 +40,8 @@ def test_plan_says_numbers_and_chapters():
     for number in (p.sgd, p.adam, p.order[1], p.order_on_data[1], p.angle):
         assert f"{number:.3g}"[:4] in text
     assert "In d = 200 directions" in text
-    assert "it lies below it" in text
+    assert "LoRA's is expected below on data of dimension 448 of 768 or less; above that" in text
+    assert "it is expected below it" in text
     for chapter in ("The order on the data", "What the optimizer changes", "Attacks as gradient alignment"):
         assert f"[{chapter}]" in text
 

@@ -219,7 +219,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function draw() {
     const p = laws.plan(state);
-    const place = high => `at most <b>${number(high)}</b> times full fine-tuning's`;
+    const place = high => `up to about <b>${number(high)}</b> times full fine-tuning's`;
     document.getElementById("reading").innerHTML =
       `s = ${number(p.scaling)}, σ² = ${number(p.variance)}. LoRA's kernel is ${place(p.order[1])} on any data, ${place(p.orderOnData[1])} `
       + `on such data. First step beside full fine-tuning's: ${number(p.sgd)} under SGD, ${number(p.adam)} under Adam.`;
