@@ -28,19 +28,21 @@ def guessed(runs: pd.DataFrame, classes: int) -> pd.DataFrame:
     return filled
 
 
-def validation(runs: pd.DataFrame) -> pd.DataFrame:
+def validation(runs: pd.DataFrame, within: float = 1.0) -> pd.DataFrame:
     """How each arm and learning rate does on clean validation data.
 
     Parameters
     ----------
     runs : DataFrame
         Recorded runs of one task and budget; those without an attack count, a diverged one with accuracy 0.
+    within : float
+        How many standard errors below the best mean a rate is still admissible.
 
     Returns
     -------
     DataFrame
         The columns in `ARM`, learning_rate, mean and standard_error over seeds, runs, diverged; best: whether it is
-        the arm's best mean, of equals the smallest rate; admissible: whether the mean is within one standard error of
+        the arm's best mean, of equals the smallest rate; admissible: whether the mean is `within` standard errors of
         the best (its own); at_edge: whether it is the smallest or largest rate of its arm.
     """
     clean = runs[runs.attack == "none"].fillna({"validation_accuracy": 0.0})
@@ -50,7 +52,7 @@ def validation(runs: pd.DataFrame) -> pd.DataFrame:
     ranked = table.sort_values(["mean", "learning_rate"], ascending=[False, True])
     best = ranked.groupby(list(ARM), dropna=False).head(1)
     table["best"] = table.index.isin(best.index)
-    best = best.assign(least=best["mean"] - best.standard_error)[[*ARM, "least"]]
+    best = best.assign(least=best["mean"] - within * best.standard_error)[[*ARM, "least"]]
     least = table[list(ARM)].merge(best, how="left", on=list(ARM)).least.to_numpy()
     table["admissible"] = table["mean"] >= least - 1e-12
     rates = table.groupby(list(ARM), dropna=False).learning_rate

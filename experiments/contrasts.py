@@ -37,6 +37,12 @@ def slope_cells(sweep: pd.DataFrame, x: pd.Series, arm: str = "change") -> pd.Da
     return sweep.assign(weight=slope * _arm(sweep, arm))
 
 
+def trend_cells(sweep: pd.DataFrame, x: pd.Series) -> pd.DataFrame:
+    """`slope_cells` of the change that poison makes, times the range of x: the trend over all of it."""
+    cells = slope_cells(sweep, x)
+    return cells.assign(weight=cells.weight * (x.max() - x.min()))
+
+
 def rest_cells(sweep: pd.DataFrame, chosen: pd.Series, arm: str = "change") -> pd.DataFrame:
     """Mean where `chosen` is true minus the mean elsewhere, of what `arm` names in `COMPARED`."""
     arms = [sweep.task, sweep.poison_rate > 0, chosen]

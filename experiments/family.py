@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 
 from evidence.decisions import decide
@@ -36,24 +35,20 @@ def decided(members: Iterable[Member]) -> list[Member]:
     ]
 
 
-def published_members(effects: Effects, ranks: Sequence[float], variances: Sequence[float]) -> list[Member]:
+def published_members(effects: Effects, next_rank: Sequence[Effect]) -> list[Member]:
     """The published effects of findings 1, 2, 4 and 5 on the tasks together and on tasks in general.
-
-    Finding-4 takes the next rank, not the average of the higher ones. Trends are per doubling of the rank, or per step
-    up in k: their margins are those of the whole range, divided by its doublings or steps.
 
     Parameters
     ----------
     effects : Effects
-        Of `published.effects_by_task`.
-    ranks, variances : sequence of float
-        Those of the published sweeps.
+        Of `published.effects_by_task`; what they say of finding-4, rank 4 whether it performs or not, is left out.
+    next_rank : sequence of Effect
+        Of `published.next_rank_effects`, for finding-4.
     """
-    spans = {"finding-2": float(np.log2(max(ranks) / min(ranks))), "finding-5": len(set(variances)) - 1.0}
+    kept = {key: found for key, found in effects.items() if key[0] != "finding-4"}
     return [
-        Member(finding, half, "published", scope, effect, MARGINS[half] / spans.get(finding, 1.0))
-        for (finding, title), found in effects.items()
-        if "higher ranks" not in title
+        Member(finding, half, "published", scope, effect, MARGINS[half])
+        for (finding, title), found in (kept | {("finding-4", "backdoor: next rank"): list(next_rank)}).items()
         for half in [title.split(":")[0]]
         for scope, effect in zip(("these tasks", "tasks in general"), found[-2:], strict=True)
     ]

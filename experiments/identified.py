@@ -41,7 +41,9 @@ class Grid(NamedTuple):
 DIGITS, REVIEWS = Grid("digits", "", 5, 500), Grid("text", "reviews, ", 2, 1000)
 
 
-def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016, grid: Grid = DIGITS) -> list[Member]:
+def findings_of_grid(
+    runs: pd.DataFrame, middle: float = 0.016, within: float = 1.0, grid: Grid = DIGITS
+) -> list[Member]:
     """Undecided members for findings 1, 2 and 4, by optimizer, attack and dose.
 
     Parameters
@@ -51,21 +53,23 @@ def findings_of_grid(runs: pd.DataFrame, middle: float = 0.016, grid: Grid = DIG
         those without an attack at every learning rate, those with one at the admissible ones at least.
     middle : float
         The backdoor's poison rate whose effects are primary.
+    within : float
+        Standard errors of `admissible.validation`.
     grid : Grid
         The task.
     """
     return [
         Member(finding, setting.half, grid.source, setting.name, effect, MARGINS[setting.half], primary, failed,
                diverged)
-        for setting in settings(runs, grid).values()
+        for setting in settings(runs, within, grid).values()
         for primary in [setting.half == "flips" or setting.poison_rate == middle]
         for finding, effect, failed, diverged in setting.effects()
     ]  # fmt: skip
 
 
-def settings(runs: pd.DataFrame, grid: Grid = DIGITS) -> dict[tuple[str, str, float], Setting]:
+def settings(runs: pd.DataFrame, within: float = 1.0, grid: Grid = DIGITS) -> dict[tuple[str, str, float], Setting]:
     """The attacked runs by optimizer, attack and poison rate, diverged ones as guesses."""
-    table, filled = validation(runs), guessed(runs, grid.classes)
+    table, filled = validation(runs, within), guessed(runs, grid.classes)
     clean = filled[filled.attack == "none"]
     found = [
         Setting(part, clean[clean.optimizer == key[0]], table[table.optimizer == key[0]], grid)

@@ -58,31 +58,45 @@ def text_runs() -> pd.DataFrame:
 
 
 @cache
-def whole_family(middle: float = MIDDLE) -> tuple[Member, ...]:
+def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, ...]:
     """Every effect of every source with its outcome.
 
     Parameters
     ----------
     middle : float
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
+    within : float
+        Standard errors of the best learning rate within which others on digits are admissible; 1 is the protocol's.
     """
     figures = published.printed_tasks(recorded("published/figures"))
     seeds = published.printed_tasks(recorded("published/seeds"))
     sweeps = published.accuracy_sweeps(figures)
-    ranks, ks = (
-        sweeps[f"backdoor_by_{name}"][column].tolist()
-        for name, column in (("rank", "rank"), ("variance", "variance_times_n"))
-    )
-    members = family.published_members(published.effects_by_task(sweeps, seeds), ranks, ks)
+    members = family.published_members(published.effects_by_task(sweeps, seeds), published.next_rank_effects(sweeps))
     members += family.published_gaps(published.gaps_of_variances(sweeps))
     settings, written = ["task", "optimizer", "attack"], text_runs()
     found = arms.effects_by_group(written, settings, rank=int(TEXT["rank"]), tolerance=TEXT["tolerance"])
     failed = family.failures(written, settings)
     members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
     grid, varied = digits_runs()
-    members += identified.findings_of_grid(grid, middle)
-    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid)
+    members += identified.findings_of_grid(grid, middle, within)
+    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid, within)
     return tuple(family.decided(members))
+
+
+def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:
+    """The primary effects on digits with their outcomes where learning rates within one and two errors are admissible.
+
+    Returns
+    -------
+    DataFrame
+        finding, half, setting, one error, two errors (outcomes), lowest and highest value at two errors.
+    """
+    one, two = (family.primary_of(whole_family(middle, errors), "digits") for errors in (1.0, 2.0))
+    return pd.DataFrame([
+        {"finding": a.finding, "half": a.half, "setting": a.setting, "one error": a.outcome, "two errors": b.outcome,
+         "lowest": b.range[0], "highest": b.range[1]}
+        for a, b in zip(one, two, strict=True)
+    ])  # fmt: skip
 
 
 def findings(members: Sequence[Member], source: str) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evidence.effects import Effect, contrast
 from evidence.variance import LevelGap, gap_between_groups, variance_explained
 
-from .contrasts import average_task, groups, method_cells, rest_cells, robustness, slope_cells, summarise
+from .contrasts import average_task, groups, method_cells, rest_cells, robustness, summarise, trend_cells
 from .published_seeds import seed_cells
 
 TASKS = {"sst2": "SST-2", "cola": "CoLA", "qnli": "QNLI", "qqp": "QQP"}
@@ -107,12 +107,11 @@ def method_effects(sweeps: Mapping[str, pd.DataFrame], seeds: pd.DataFrame) -> E
 
 
 def rank_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
-    """finding-2: slope of the change that poison makes, per doubling of the rank: up under flips, else down."""
-    unit = "accuracy per doubling of r"
-    flips, backdoor = (slope_cells(sweeps[name], np.log2(sweeps[name]["rank"])) for name in PANELS["rank"])
+    """finding-2: trend of the change that poison makes, over the whole range of ranks: up under flips, else down."""
+    flips, backdoor = (trend_cells(sweeps[name], np.log2(sweeps[name]["rank"])) for name in PANELS["rank"])
     return {
-        ("finding-2", "flips: gain per doubling of r"): summarise(flips, "flips, gain", unit),
-        ("finding-2", "backdoor: loss per doubling of r"): _reversed(summarise(backdoor, "backdoor, loss", unit)),
+        ("finding-2", "flips: gain over the ranks"): summarise(flips, "flips, gain over the ranks"),
+        ("finding-2", "backdoor: loss over the ranks"): _reversed(summarise(backdoor, "backdoor, loss over the ranks")),
     }
 
 
@@ -127,13 +126,32 @@ def lowest_rank_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
     }
 
 
+def next_rank_effects(sweeps: Mapping[str, pd.DataFrame]) -> list[Effect]:
+    """finding-4: what the lowest rank that performs keeps under a backdoor, beside the next one that does.
+
+    A rank performs if its mean accuracy without poison is at least the best rank's minus that one's standard error;
+    accuracies on validation data are not published. A task of which fewer than two ranks perform has no effect.
+    """
+    backdoor, parts = sweeps["backdoor_by_rank"], []
+    for _, rows in backdoor.groupby("task"):
+        clean = rows[rows.poison_rate == 0]
+        best = clean.sort_values("mean").iloc[-1]
+        ranks = sorted(clean[clean["mean"] >= best["mean"] - best["std"] / best.seeds**0.5]["rank"])[:2]
+        if len(ranks) == 2:
+            pair = rows[rows["rank"].isin(ranks)]
+            parts.append(rest_cells(pair, pair["rank"] == ranks[0]))
+    if len(parts) < 2:
+        raise ValueError(f"sweeps must hold two tasks of which two ranks perform; got {len(parts)}")
+    return summarise(pd.concat(parts), "backdoor, lowest rank that performs − next")
+
+
 def variance_effects(sweeps: Mapping[str, pd.DataFrame]) -> Effects:
-    """finding-5: fall of the change that poison makes, per step up in k, the values of k being numbered in order."""
+    """finding-5: trend of the change that poison makes on log10 k, over the whole range of k: down is positive."""
     effects: Effects = {}
     for attack, name in zip(("flips", "backdoor"), PANELS["variance_times_n"], strict=True):
-        cells = slope_cells(sweeps[name], sweeps[name].variance_times_n.rank(method="dense"))
-        slopes = summarise(cells, f"{attack}, loss", "accuracy per step up in k")
-        effects["finding-5", f"{attack}: loss per step up in k"] = _reversed(slopes)
+        cells = trend_cells(sweeps[name], np.log10(sweeps[name].variance_times_n))
+        title = f"{attack}, loss over the values of k"
+        effects["finding-5", f"{attack}: loss over the values of k"] = _reversed(summarise(cells, title))
     return effects
 
 

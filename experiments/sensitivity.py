@@ -35,6 +35,10 @@ def variants(figures: pd.DataFrame, collapsed: float) -> Variants:
         "collapsed points dropped": (without_collapsed_points(whole, collapsed), "change"),
         "without CoLA": (whole[whole.task != "CoLA"], "change"),
         "without rank 512": (whole[whole["rank"] != 512], "change"),
+        "flips at 30 % alone": (
+            whole[(whole.experiment != "untargeted_by_rate") | (whole.poison_rate == 0.3)],
+            "change",
+        ),
     }
 
 
@@ -71,9 +75,8 @@ def _averages(rows: pd.DataFrame, arm: str) -> dict[str, Effect | str]:
     }
     for attack, name, sign in (("untargeted", "flips", 1), ("backdoor", "backdoor", -1)):
         rank, variance = sweeps[f"{attack}_by_rank"], sweeps[f"{attack}_by_variance"]
-        steps = variance.variance_times_n.rank(method="dense")
         cells[f"per doubling of r, {name}"] = sign, slope_cells(rank, np.log2(rank["rank"]), arm)
-        cells[f"per step in k, {name}"] = -1, slope_cells(variance, steps, arm)
+        cells[f"per decade of k, {name}"] = -1, slope_cells(variance, np.log10(variance.variance_times_n), arm)
     means = {
         name: (sign, summarise(weighted, "")[-2])
         for name, (sign, weighted) in cells.items()

@@ -17,10 +17,10 @@ from evidence.variance import gaps_within_seeds
 from .admissible import Choices, choices, over_rates
 from .family import MARGINS
 from .identified import RANK, Setting, settings
-from .runs import UNITS, times_n
+from .runs import UNITS, compare, times_n
 
 
-def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame) -> list[Member]:
+def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame, within: float = 1.0) -> list[Member]:
     """Undecided members for findings 3 and 5, by optimizer and attack.
 
     Parameters
@@ -29,9 +29,11 @@ def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame) -> list[Member
         Recorded runs of LoRA at one rank and scaling, at several variances k/n and learning rates.
     grid : DataFrame
         The runs of `identified.findings_of_grid`: whether a setting failed is seen there.
+    within : float
+        As there.
     """
-    others, members = settings(grid), []
-    for key, setting in settings(runs).items():
+    others, members = settings(grid, within), []
+    for key, setting in settings(runs, within).items():
         failed = others[key].failed([("lora", RANK)])
         for finding, effect, diverged in effects(setting):
             margin = MARGINS[setting.half]
@@ -50,6 +52,26 @@ def effects(setting: Setting) -> list[tuple[str, EffectRange, int]]:
     rise = over_rates(list(harm.values()), weights.tolist(), f"rise of harm, {name}", unit)
     return [("finding-3", gaps_over_rates(harm, f"largest gap in harm, {name}", unit), diverged),
             ("finding-5", rise, diverged)]  # fmt: skip
+
+
+def at_common_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rise of harm over the range of k with one learning rate for all values of k: what k does by itself.
+
+    Returns
+    -------
+    DataFrame
+        setting, learning rate, value, low, high (95 % over seeds), p.
+    """
+    rows = []
+    for setting in settings(runs).values():
+        table = setting.rows.assign(k=times_n(setting.rows.variance))
+        for rate, part in table.groupby("learning_rate"):
+            harm = part.pivot_table(index="seed", columns="k", values="harm")
+            ks = np.log10(harm.columns.to_numpy(dtype=float))
+            weights = np.ptp(ks) * slope_weights(ks)
+            e = compare([harm[k] for k in harm.columns], weights, f"{setting.name}, {rate:g}", UNITS[setting.attack])
+            rows.append([setting.half, setting.name, rate, e.value, e.low, e.high, e.p])
+    return pd.DataFrame(rows, columns=["half", "setting", "learning rate", "value", "low", "high", "p"])
 
 
 def gaps_over_rates(arms: Mapping[float, Choices], name: str, unit: str) -> EffectRange:

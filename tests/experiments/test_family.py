@@ -36,25 +36,24 @@ def test_the_family_decides_together_and_failures_stay_in_it() -> None:
     assert [m.outcome for m in found] == ["supported", "reversed", "negligible", "inconclusive"]
 
 
-def test_published_trends_have_the_margin_of_the_whole_range() -> None:
+def test_published_effects_have_the_margin_of_their_half_and_the_next_rank_that_performs() -> None:
     scopes = [effect(0.1, name=str(i)) for i in range(6)]
     effects = {
         ("finding-1", "flips: extra loss of LoRA"): scopes,
-        ("finding-2", "backdoor: loss per doubling of r"): scopes,
+        ("finding-2", "backdoor: loss over the ranks"): scopes,
         ("finding-4", "backdoor: r = 4 − higher ranks"): scopes,
-        ("finding-4", "backdoor: r = 4 − r = 8"): scopes,
-        ("finding-5", "flips: loss per step up in k"): scopes,
+        ("finding-5", "flips: loss over the values of k"): scopes,
     }
-    members = published_members(effects, ranks=[4, 8, 64], variances=[0.1, 1.0, 1.0, 2.0])
+    members = published_members(effects, [effect(0.3, name=name) for name in ("CoLA", "these", "general")])
     assert [(m.finding, m.half, m.setting) for m in members[:2]] == [
         ("finding-1", "flips", "these tasks"), ("finding-1", "flips", "tasks in general"),
     ]  # fmt: skip
     assert {(m.finding, m.half): m.margin for m in members} == pytest.approx({
-        ("finding-1", "flips"): 0.02, ("finding-2", "backdoor"): 0.05 / 4,
-        ("finding-4", "backdoor"): 0.05, ("finding-5", "flips"): 0.02 / 2,
+        ("finding-1", "flips"): 0.02, ("finding-2", "backdoor"): 0.05,
+        ("finding-4", "backdoor"): 0.05, ("finding-5", "flips"): 0.02,
     })  # fmt: skip
-    assert len(members) == 8  # the next rank alone, not the average of the higher ones
-    assert {m.effect.name for m in members} == {"4", "5"}
+    assert [m.effect.name for m in members if m.finding == "finding-4"] == ["these", "general"]
+    assert {m.effect.name for m in members if m.finding != "finding-4"} == {"4", "5"}
 
 
 def test_effects_on_text_keep_their_setting() -> None:

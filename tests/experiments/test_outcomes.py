@@ -39,3 +39,10 @@ def test_a_failed_setting_is_inconclusive_whatever_its_effect(members):
 def test_the_primary_dose_is_the_one_that_is_asked_for(members):
     doses = {m.setting for m in members if m.source == "digits" and m.primary and m.half == "backdoor"}
     assert doses == {"SGD, 8 of 500", "AdamW, 8 of 500"}
+
+
+def test_what_the_pages_say_of_two_standard_errors_is_so():
+    found = outcomes.within_two_errors()
+    of_method_or_rank = found[found.finding.isin(["finding-1", "finding-2", "finding-4"])]
+    assert set(of_method_or_rank["one error"]) == {"inconclusive", "supported", "reversed"}
+    assert set(of_method_or_rank["two errors"]) == {"inconclusive"}

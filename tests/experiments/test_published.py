@@ -12,6 +12,9 @@ from experiments import published, sensitivity
 from experiments.published_figures import draw_accuracies, draw_effects, draw_gaps, draw_metrics, draw_tables
 
 TASKS = sorted(published.TASKS.values())
+PER_DECADE = 0.03 * np.polyfit(np.log10([0.1, 1, 2]), [0, 1, 2], 1)[0]
+"""What a decade of k costs in `figures`."""
+
 COLUMNS = ["experiment", "method", "poison_rate", "rank", "variance_times_n", "mean"]
 
 
@@ -64,12 +67,12 @@ def test_effects_point_the_way_of_the_finding(sweeps: dict[str, pd.DataFrame], s
     expected = {
         ("finding-1", "flips: extra loss of LoRA"): 0.15 - 0.02,
         ("finding-1", "backdoor: LoRA − FF, triggered"): 0.05 + 0.02,
-        ("finding-2", "flips: gain per doubling of r"): 0.01,
-        ("finding-2", "backdoor: loss per doubling of r"): 0.02,
+        ("finding-2", "flips: gain over the ranks"): 0.01 * 6,
+        ("finding-2", "backdoor: loss over the ranks"): 0.02 * 6,
         ("finding-4", "backdoor: r = 4 − higher ranks"): 0.02 * ((3 + 8) / 2 - 2),
         ("finding-4", "backdoor: r = 4 − r = 8"): 0.02,
-        ("finding-5", "flips: loss per step up in k"): 0.03,
-        ("finding-5", "backdoor: loss per step up in k"): 0.03,
+        ("finding-5", "flips: loss over the values of k"): PER_DECADE * np.log10(20),
+        ("finding-5", "backdoor: loss over the values of k"): PER_DECADE * np.log10(20),
     }
     effects = published.effects_by_task(sweeps, seeds)
     assert list(effects) == list(expected)
@@ -79,6 +82,16 @@ def test_effects_point_the_way_of_the_finding(sweeps: dict[str, pd.DataFrame], s
     assert list(table.scope[:6]) == [*TASKS, "these tasks", "in general"]
     assert (table.low < table.value).all()
     assert draw_effects(effects).axes[0].get_title() == "finding-1\nflips: extra loss of LoRA"
+
+
+def test_the_lowest_rank_that_performs_is_held_against_the_next_that_does(figures: pd.DataFrame) -> None:
+    with pytest.raises(ValueError, match="two tasks of which two ranks perform; got 0"):
+        published.next_rank_effects(published.accuracy_sweeps(figures))  # all ranks but the best cost too much
+    rank = figures.experiment == "backdoor_by_rank"
+    figures.loc[rank & (figures["rank"] == 4), "mean"] -= 0.5
+    figures.loc[rank & (figures["rank"] > 4) & figures.task.isin(TASKS[:2]), "std"] = 0.1
+    found = published.next_rank_effects(published.accuracy_sweeps(figures))
+    assert [e.value for e in found] == pytest.approx([0.02 * 5] * 4)  # 256 against 8, on two tasks, these, in general
 
 
 def test_rank_4_costs_what_higher_ranks_reach_without_poison(sweeps: dict[str, pd.DataFrame]) -> None:
@@ -170,8 +183,8 @@ def test_one_thing_is_changed_at_a_time(figures: pd.DataFrame) -> None:
     loss = found["LoRA's extra loss, flips"].str.split().str[0].astype(float)
     assert loss["as analysed"] == pytest.approx(0.13)
     assert loss["clean level not taken off"] == pytest.approx(0.15)
-    step = found["per step in k, backdoor"].str.split().str[0].astype(float)
-    assert step.tolist() == pytest.approx([0.03] * len(variants))
+    decade = found["per decade of k, backdoor"].str.split().str[0].astype(float)
+    assert decade.tolist() == pytest.approx([PER_DECADE] * len(variants), rel=5e-3)
 
 
 def test_any_threshold_leaves_numbers_or_says_that_none_is_left(figures: pd.DataFrame) -> None:

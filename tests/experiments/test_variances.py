@@ -11,7 +11,7 @@ import pytest
 
 from evidence.findings import Member
 from experiments.family import decided
-from experiments.variances import findings_of_variances
+from experiments.variances import at_common_rates, findings_of_variances
 
 KS = (0.01, 0.1, 1.0)
 
@@ -31,11 +31,17 @@ def rows(arm: dict[str, Any], harm: float, success: float, rng: np.random.Genera
     ]  # fmt: skip
 
 
+LORA = {"method": "lora", "rank": 8, "scaling": "1"}
+
+
+def varied(harm: Callable[[float], float], rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [row for k in KS for row in rows(LORA | {"variance": f"{k:g}/n"}, harm(k), 0.8, rng)]
+
+
 def members(harm: Callable[[float], float], success: float = 0.9) -> dict[tuple[str, str], Member]:
     """Findings where harm of flips depends on k and the backdoor's success does not."""
     rng = np.random.default_rng(0)
-    lora = {"method": "lora", "rank": 8, "scaling": "1"}
-    runs = [row for k in KS for row in rows(lora | {"variance": f"{k:g}/n"}, harm(k), 0.8, rng)]
+    lora, runs = LORA, varied(harm, rng)
     grid = rows(lora | {"variance": "peft"}, 0.1, 0.8, rng)
     for method in ("full", "head"):
         grid += rows({"method": method, "rank": None, "scaling": None, "variance": None}, 0.1, success, rng)
@@ -50,6 +56,14 @@ def test_a_trend_is_the_rise_over_the_range_and_a_gap_its_size() -> None:
         assert found[finding, "flips"].effect.value == pytest.approx(0.1, abs=0.005)
         assert found[finding, "flips"].outcome == "supported"
         assert found[finding, "backdoor"].outcome == "negligible"
+
+
+def test_at_a_common_rate_the_trend_is_that_of_k() -> None:
+    runs = pd.DataFrame(varied(lambda k: 0.2 + 0.05 * np.log10(k), np.random.default_rng(0))).astype({"rank": "Int64"})
+    found = at_common_rates(runs).set_index(["half", "learning rate"])
+    assert found.value["flips"].tolist() == pytest.approx([0.1, 0.1], abs=0.005)
+    assert (found.p["flips"] < 1e-6).all()
+    assert found.value["backdoor"].tolist() == pytest.approx([0.0, 0.0], abs=0.005)
 
 
 def test_a_smaller_variance_that_does_worse_reverses_the_trend_but_not_the_gap() -> None:
