@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
 from evidence.routes import Measured, measure
-from experiments.alignment import Batch, full_alignment, relative_alignment
+from experiments.alignment import Batch, pair, relative_alignment
 from experiments.data import digits
 from experiments.training import gradient_descent
 from lorantk import (
@@ -109,12 +109,12 @@ def objective(id: str, model: nn.Module, clean: Batch, poison: Batch, seed: int)
 def aligned(model: nn.Module, clean: Batch, poison: Mapping[str, Batch], ranks: Sequence[int], width: int,
             seeds: Sequence[int]) -> pd.DataFrame:  # fmt: skip
     """Inner products and cosines under LoRA inside the premise, relative to full fine-tuning, a row a draw."""
-    full = {attack: full_alignment(model, clean, p) for attack, p in poison.items()}
+    pairs = {attack: pair(model, clean, p) for attack, p in poison.items()}
     rows = []
-    for r, (attack, p), s in itertools.product(ranks, poison.items(), seeds):
+    for r, (attack, found), s in itertools.product(ranks, pairs.items(), seeds):
         inside = 0.95 * min(n * nsd_variance_bound(r, n) for n in (64, width))
         row: dict[str, object] = {"attack": attack, "rank": r, "seed": s}
-        rows.append(row | relative_alignment(model, clean, p, full[attack], r, inside, s))
+        rows.append(row | relative_alignment(model, found, r, inside, s))
     return pd.DataFrame(rows)
 
 
