@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,6 +61,11 @@ def gradient_gram(found: Pair, matrices: Mapping[str, Tensor]) -> Tensor:
         seen = found.activations[name] @ A.T
         total += (seen @ seen.T) * found.cotangents[name]
     return total
+
+
+def full_gram(found: Pair, layers: Sequence[str]) -> Tensor:
+    """Inner products of all gradients of the weights of some layers, trained in full, (n_c + n_p, n_c + n_p)."""
+    return gradient_gram(found, {name: torch.eye(found.activations[name].shape[1]).to(found.inner) for name in layers})
 
 
 def relative_alignment(model: nn.Module, found: Pair, rank: int, variance: float, seed: int) -> dict[str, float]:
