@@ -1,7 +1,8 @@
 """Searches for counterexamples to the order on the data and to its certificate, on the edges of both.
 
-Networks of one to three layers of 1 to 6 units with every activation, either parametrisation, one to three positions;
-from 1 to twice as many inputs as units, which span any dimension d; ranks up to the fan-in, s A and s B of any size.
+Networks of one to three layers with every activation, either parametrisation, one to three positions; layers of 1 to 6
+units, or 3 to 16 where a law of size is at stake; from 1 to twice as many inputs as units, which span any dimension;
+ranks up to the fan-in, A and B of any size.
 """
 
 import copy
@@ -32,9 +33,9 @@ class Pooled(nn.Sequential):
 
 
 @st.composite
-def networks(draw, deepest=3):
-    """A network without biases, pooled over T positions, whose units may be single."""
-    widths = draw(st.lists(st.integers(1, 6), min_size=2, max_size=deepest + 1))
+def networks(draw, deepest=3, smallest=1, largest=6):
+    """A network without biases, pooled over positions, whose layers may have one unit."""
+    widths = draw(st.lists(st.integers(smallest, largest), min_size=2, max_size=deepest + 1))
     kind = draw(st.sampled_from(sorted(ACTIVATIONS)))
     parametrization = draw(st.sampled_from(("ntk", "standard")))
     return Pooled(*mlp(widths, kind, parametrization, draw(st.floats(0.5, 3)), seed=draw(seeds)).double())
@@ -157,7 +158,7 @@ def test_the_order_on_the_data_ends_where_the_law_of_rank_and_dimension_says(tri
     @search
     @given(st.data())
     def collect(chosen):
-        model = chosen.draw(networks())
+        model = chosen.draw(networks(smallest=3, largest=16))
         x, name = chosen.draw(data(model)), chosen.draw(st.sampled_from(names(model)))
         factors = LayerFactors.from_model(model, x, [name])
         if not factors.cotangents[name].abs().max() * factors.activations[name].abs().max() > 1e-100:
