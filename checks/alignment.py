@@ -178,8 +178,8 @@ def direction(seed: int, found: Setting, shared: Measured[dict[str, Pair]], rank
         *triggers.search(model, clean, poison, ranks[0], seed, rooms),
         *triggers.null(model, clean, target, seed, layers),
         *triggers.unknown_draw(clean, corner, seed, ranks, draws),
-        *triggers.known_draw(model, clean, others, target, seed, seeds, layers),
-        triggers.balance(model, shared.value["backdoor"], ranks[-1], seed, seeds),
+        *triggers.known_draw(model, clean, others, target, seed, draws // 10),
+        triggers.balance(model, shared.value["backdoor"], ranks[-1], seed, draws // 10),
     ]
     tables = {"aligned": table.value, "layers": layers.value, "room": rooms.value}
     return Claim("direction", evidence, evidence[0].name, figure="alignment", tables=tables)

@@ -19,8 +19,8 @@ from evidence.claims import Evidence
 from evidence.routes import Measured, measure
 from experiments.alignment import Batch, Pair, full_gram, gradient_gram
 from experiments.training import gradient_descent
-from experiments.triggers import poisoned, triggers
-from lorantk import LoRA, mlp
+from experiments.triggers import off_direction, poisoned, triggers
+from lorantk import LayerFactors, LoRA, mlp
 
 from . import autograd, tolerance
 
@@ -112,11 +112,19 @@ def distance_from_law(vector: Tensor, ranks: Sequence[int], draws: Sequence[int]
     return max(kstest(squares(vector[None], r, draws)[:, 0].numpy(), chi2(r).cdf).statistic for r in ranks)
 
 
-def deeper(table: pd.DataFrame, rank: int) -> float:
-    """Mean deviation from `expected_share` in the layers above the first, null triggers, in standard errors."""
-    above = table[(table.trigger == "null") & (table.layer != FIRST)]
-    by_draw = (above.lora - expected_share(rank, above.full.to_numpy())).groupby(above.seed).mean()
-    return tolerance.in_errors(torch.tensor(by_draw.tolist()), 0.0)
+def deeper(model: nn.Module, x: Tensor, seed: int, draws: Sequence[int]) -> float:
+    """Mean deviation from `expected_share` above the first layer, for one null trigger, in standard errors over A."""
+    lora = LoRA(RANK, "1/n")
+    trigger = triggers(model, lora, FIRST, NORM, seed)["null"]
+    before, after = (LayerFactors.from_model(model, z).activations for z in (x, x + trigger))
+    found = []
+    for s in draws:
+        for name, A in lora.sample(model, s).items():
+            if name != FIRST:
+                a, b = before[name][:, 0], after[name][:, 0]
+                wanted = torch.as_tensor(expected_share(RANK, off_direction(a, b).numpy()))
+                found.append((off_direction(a @ A.T, b @ A.T) - wanted).mean())
+    return tolerance.in_errors(torch.stack(found).view(len(draws), -1).mean(1), 0.0)
 
 
 def second_step(model: nn.Module, clean: Batch, others: Tensor, target: int, seed: int, learning_rate: float) -> float:
@@ -200,24 +208,24 @@ def unknown_draw(clean: Batch, corner: Sequence[int], seed: int, ranks: Sequence
     ]  # fmt: skip
 
 
-def known_draw(model: nn.Module, clean: Batch, others: Tensor, target: int, seed: int, seeds: int,
-               layers: Measured[pd.DataFrame]) -> list[Evidence]:  # fmt: skip
-    """What is left of a null direction one layer, or two steps, on; `layers` is of `by_layer`."""
-    reach, passed = tolerance.student(seeds - 1), "A above knows of the trigger, or W does not pass it on"
+def known_draw(model: nn.Module, clean: Batch, others: Tensor, target: int, seed: int, draws: int) -> list[Evidence]:
+    """What is left of a null direction one layer, or two steps, on."""
+    reach, passed = tolerance.student(draws - 1), "A above knows of the trigger, or W does not pass it on"
     return [
-        Evidence("null trigger, layers above: share − its law, in standard errors", measure(deeper, layers, RANK),
-                 -reach, reach, passed, "unseen", "corrected", miss=tolerance.MISS),
+        Evidence("null trigger, layers above: share − its law, in standard errors", measure(
+            deeper, model, clean[0], seed, range(seed, seed + draws)), -reach, reach, passed, "unseen", "corrected",
+            miss=tolerance.MISS),
         Evidence("null trigger: A t after two steps, against A GᵀG t", measure(
             second_step, model, clean, others, target, seed, 1e-4), 0, 0.01, "A does not move towards the trigger",
             "unseen", "corrected"),
     ]  # fmt: skip
 
 
-def balance(model: nn.Module, triggered: Pair, rank: int, seed: int, seeds: int) -> Evidence:
+def balance(model: nn.Module, triggered: Pair, rank: int, seed: int, draws: int) -> Evidence:
     """The poster's condition on both norms: triggered samples lose no more influence than clean ones."""
-    reach = tolerance.student(seeds - 1)
+    reach = tolerance.student(draws - 1)
     return Evidence(
         f"rank {rank}: influence of triggered − of clean samples, in standard errors",
-        measure(influence_balance, model, triggered, rank, range(seed, seed + seeds)), -reach, reach,
+        measure(influence_balance, model, triggered, rank, range(seed, seed + draws)), -reach, reach,
         "the smaller norm singles triggered samples out", "unseen", "corrected", miss=tolerance.MISS,
     )  # fmt: skip
