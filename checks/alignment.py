@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from evidence.claims import Claim, Evidence, disagreement
 from evidence.routes import Measured, measure
-from experiments.alignment import Batch, full_alignment, relative_alignment
+from experiments.alignment import Batch, Pair, pair, relative_alignment
 from experiments.data import digits
 from experiments.training import gradient_descent
+from experiments.triggers import along_training, by_layer, room
 from lorantk import (
     LoRA,
     cosine_law,
@@ -28,7 +29,7 @@ from lorantk import (
 )
 from lorantk.fisher import loss_gram
 
-from . import autograd, tolerance
+from . import autograd, tolerance, triggers
 
 BRIGHT = 16 * 8 / 60
 """Value of the trigger's pixels."""
@@ -106,15 +107,19 @@ def objective(id: str, model: nn.Module, clean: Batch, poison: Batch, seed: int)
     return Claim(id, evidence, tip, figure="alignment", definition=True)
 
 
-def aligned(model: nn.Module, clean: Batch, poison: Mapping[str, Batch], ranks: Sequence[int], width: int,
+def passes(model: nn.Module, clean: Batch, poison: Mapping[str, Batch]) -> dict[str, Pair]:
+    """What all draws of A share, for each kind of poison."""
+    return {attack: pair(model, clean, p) for attack, p in poison.items()}
+
+
+def aligned(model: nn.Module, pairs: Mapping[str, Pair], ranks: Sequence[int], width: int,
             seeds: Sequence[int]) -> pd.DataFrame:  # fmt: skip
     """Inner products and cosines under LoRA inside the premise, relative to full fine-tuning, a row a draw."""
-    full = {attack: full_alignment(model, clean, p) for attack, p in poison.items()}
     rows = []
-    for r, (attack, p), s in itertools.product(ranks, poison.items(), seeds):
+    for r, (attack, found), s in itertools.product(ranks, pairs.items(), seeds):
         inside = 0.95 * min(n * nsd_variance_bound(r, n) for n in (64, width))
         row: dict[str, object] = {"attack": attack, "rank": r, "seed": s}
-        rows.append(row | relative_alignment(model, clean, p, full[attack], r, inside, s))
+        rows.append(row | relative_alignment(model, found, r, inside, s))
     return pd.DataFrame(rows)
 
 
@@ -151,17 +156,48 @@ def claims(seed: int, width: int, n: int, ranks: Sequence[int], seeds: int, pair
            target: int, corner: Sequence[int]) -> dict[str, Claim]:  # fmt: skip
     """All claims of the chapter by their ids; the trigger is a bright patch at the pixels `corner`."""
     model, clean, poison = found = setting(seed, width, n, warm_up, target, corner)
-    table = measure(aligned, *found, ranks, width, range(seed, seed + seeds))
+    shared = measure(passes, *found)
+    table = measure(aligned, model, shared, ranks, width, range(seed, seed + seeds))
     made = [objective("eq-3", model, clean, poison["untargeted"], seed),
-            objective("eq-4", model, clean, poison["backdoor"], seed), direction(seed, found, ranks, table),
+            objective("eq-4", model, clean, poison["backdoor"], seed),
+            direction(seed, found, shared, ranks, seeds, pairs, target, corner, table),
             why_it_matters(seed, width, found, ranks, seeds, pairs, table)]  # fmt: skip
     return {claim.id: claim for claim in made}
 
 
-def direction(seed: int, found: Setting, ranks: Sequence[int], table: Measured[pd.DataFrame]) -> Claim:
-    """What the paper's inference needs of inner products, where M <= 0; `table` is of `aligned`."""
+def direction(seed: int, found: Setting, shared: Measured[dict[str, Pair]], ranks: Sequence[int], seeds: int,
+              draws: int, target: int, corner: Sequence[int], table: Measured[pd.DataFrame]) -> Claim:  # fmt: skip
+    """What the paper's inference needs of inner products, norms and span, where M <= 0; `table` is of `aligned`."""
     model, clean, poison = found
-    low = ranks[0]
+    several = range(seed, seed + seeds)
+    layers = measure(by_layer, model, clean[0], LoRA(triggers.RANK, "1/n"), triggers.NORM, several)
+    rooms, others = measure(room, model, shared, ranks, several), few(poison["untargeted"], len(clean[0]) // 3)[0]
+    evidence = [
+        *inner_products(seed, found, ranks[0], table),
+        *influences(seed, found, ranks[0]),
+        *triggers.search(model, clean, poison, ranks[0], seed, rooms),
+        *triggers.null(model, clean, target, seed, layers),
+        *triggers.unknown_draw(clean, corner, seed, ranks, draws),
+        *triggers.known_draw(model, clean, others, target, seed, draws // 10),
+        triggers.balance(model, shared.value["backdoor"], ranks[-1], seed, draws // 10),
+    ]
+    tables = {"aligned": table.value, "layers": layers.value, "room": rooms.value}
+    return Claim("direction", evidence, evidence[0].name, figure="alignment", tables=tables)
+
+
+def learned(seed: int, width: int, n: int, warm_up: int, target: int, corner: Sequence[int], checkpoints: Sequence[int],
+            draws: int) -> pd.DataFrame:  # fmt: skip
+    """A random and a null trigger on a third as many samples as are clean, learned by LoRA; see `along_training`."""
+    model, clean, poison = setting(seed, width, n, warm_up, target, corner)
+    x, y = digits(2 * n + 300, seed)
+    others, fresh = few(poison["untargeted"], n // 3)[0], (x[2 * n :], y[2 * n :])
+    return along_training(model, clean, others, fresh, LoRA(triggers.RANK, "1/n"), triggers.NORM, target, 0.3,
+                          checkpoints, range(seed, seed + draws))  # fmt: skip
+
+
+def inner_products(seed: int, found: Setting, low: int, table: Measured[pd.DataFrame]) -> list[Evidence]:
+    """What the inference needs of inner products, by attack."""
+    model, clean, poison = found
     variance = f"{0.95 * 64 * nsd_variance_bound(low, 64)}/n"
     shrink = "where M ≤ 0 no squared norm grows, and inner products with them shrink"
     evidence = []
@@ -172,14 +208,22 @@ def direction(seed: int, found: Setting, ranks: Sequence[int], table: Measured[p
             Evidence(f"{attack}: inner product of plain gradients at rank {low}, LoRA / full", measure(
                 plain_relative, model, few(clean), few(batch), low, variance, seed), 1, np.inf, shrink, attack),
         ]  # fmt: skip
-    grows = "the order of the kernels does not carry over to the loss"
-    evidence += [
-        Evidence(f"backdoor: largest influence at rank {low}, LoRA / full", measure(
-            influence, model, poison["backdoor"], low, variance, seed), 0, 1, grows, "influence", miss=1e-3),
-        Evidence("the same, six samples, plain gradients", measure(
-            plain_influence, model, few(poison["backdoor"]), low, variance, seed), 0, 1, grows, "influence", miss=1e-3),
-    ]  # fmt: skip
-    return Claim("direction", evidence, evidence[0].name, figure="alignment", tables={"aligned": table.value})
+    return evidence
+
+
+def influences(seed: int, found: Setting, low: int) -> list[Evidence]:
+    """The squared norms of both gradients, which the poster asks to influence training."""
+    model, clean, poison = found
+    variance = f"{0.95 * 64 * nsd_variance_bound(low, 64)}/n"
+    grows, evidence = "the order of the kernels does not carry over to the loss", []
+    for name, batch in (("backdoor", poison["backdoor"]), ("clean samples", clean)):
+        evidence += [
+            Evidence(f"{name}: largest influence at rank {low}, LoRA / full", measure(
+                influence, model, batch, low, variance, seed), 0, 1, grows, "influence", miss=1e-3),
+            Evidence(f"{name}: the same, six samples, plain gradients", measure(
+                plain_influence, model, few(batch), low, variance, seed), 0, 1, grows, "influence", miss=1e-3),
+        ]  # fmt: skip
+    return evidence
 
 
 def projected(rank: int, width: int, level: float, draws: Sequence[int], seed: int) -> Tensor:
@@ -241,6 +285,41 @@ def plain_rate(model: nn.Module, clean: Batch, poison: Batch, ranks: Sequence[in
     return tolerance.power(ranks, errors)
 
 
+DISJOINT = ((1.0, -1.0, 0.0, 0.0), (0.0, 0.0, 1.0, -1.0))
+"""Loss derivatives of two samples that share no class: each is pushed from one class to another."""
+
+
+def disjoint_cosine(width: int, seed: int, derivatives: Sequence[Sequence[float]]) -> float:
+    """abs(cos) of the gradients of a last layer at rank 1, squared error, two inputs with given loss derivatives."""
+    model = mlp([width, 4], "linear").double()
+    x = torch.randn(2, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = model(x).detach() - torch.tensor(derivatives, dtype=x.dtype)
+    one, other = zip(x.split(1), y.split(1), strict=True)
+    return gradient_alignment(LoRA(1, "1/n").attach(model, seed), one, other, "squared_error", cosine=True).item()
+
+
+def confident_cosine(width: int, seed: int) -> float:
+    """The same from plain gradients of the cross-entropy: two inputs, surely of classes 0 and 2, labelled 1 and 3."""
+    model = mlp([width, 4], "linear", "standard").double()
+    x = torch.randn(2, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    model[0].weight.data = 60 * torch.eye(4, dtype=x.dtype)[[0, 2]].T @ torch.linalg.pinv(x).T  # a logit of 60 each
+    G = autograd.loss_gradients(LoRA(1, "1/n").attach(model, seed), x, torch.tensor([1, 3]))
+    return (torch.dot(*G) / G.norm(dim=1).prod()).abs().item()
+
+
+def through_cotangents(width: int, seed: int) -> list[Evidence]:
+    """Gradients of a last layer at rank 1, orthogonal for one pair of loss derivatives and parallel for another."""
+    apart, same = "the cotangents do not enter the gradient of B", "the two activations are told apart at rank 1"
+    return [
+        Evidence("rank 1, derivatives (1, −1, 0, 0) and (0, 0, 1, −1): |cosine|", measure(
+            disjoint_cosine, width, seed, DISJOINT), 0, 1e-12, apart, "cotangents"),
+        Evidence("the same, confident predictions and wrong labels, plain gradients: |cosine|", measure(
+            confident_cosine, width, seed), 0, 1e-12, apart, "cotangents"),
+        Evidence("rank 1, derivatives (1, −1, 0, 0) twice: |cosine|", measure(
+            disjoint_cosine, width, seed, DISJOINT[:1] * 2), 1 - 1e-9, 1 + 1e-9, same, "cotangents"),
+    ]  # fmt: skip
+
+
 def why_it_matters(seed: int, width: int, found: Setting, ranks: Sequence[int], seeds: int, pairs: int,
                    on_digits: Measured[pd.DataFrame]) -> Claim:  # fmt: skip
     """Angles under a random projection: the law in one layer, and the error of the cosine on digits."""
@@ -266,4 +345,5 @@ def why_it_matters(seed: int, width: int, found: Setting, ranks: Sequence[int], 
             plain_rate, model, few(clean), few(poison["backdoor"]), chosen, range(seed, seed + 6)), -0.8, -0.2, scale,
             "digits", miss=1e-3)
     )  # fmt: skip
+    evidence += through_cotangents(width, seed)
     return Claim("why-it-matters", evidence, tip, figure="cosine-law", tables={"law": law.value})

@@ -194,13 +194,16 @@ STATEMENTS: dict[str, Statement] = {
         },
     ),
     "direction": Statement(
-        "Where M ≤ 0, inner products of gradients move the way that both of the paper's conclusions require",
+        "Where M ≤ 0, LoRA's gradients move the way that both of the paper's conclusions require",
         "lorantk.attacks.gradient_alignment",
         "lorantk.counterexamples.test_direction_smaller_inner_products_for_every_adversary",
         {
             "untargeted": "LoRA's inner products with untargeted poison are larger, as its weakness there requires",
             "backdoor": "LoRA's inner products with a backdoor's samples are larger, as its strength there requires",
             "influence": "A backdoor's samples have less influence under LoRA, which it needs for its effect",
+            "search": "In the last layer at rank 1 clean gradients leave a poisoned one no part of its own",
+            "null": "A trigger in a null direction of A stays out of that layer's gradient of B at the start",
+            "unseen": "A trigger shows less under LoRA than under full fine-tuning, next to the input that carries it",
         },
     ),
     "why-it-matters": Statement(
@@ -210,6 +213,7 @@ STATEMENTS: dict[str, Statement] = {
         {
             "law": "The cosine of an orthogonal pair has the mean absolute value Γ(r/2)/(√π Γ((r+1)/2))",
             "digits": "On digits the error of the cosine falls as 1/√r if all layers share r σₐ² s²",
+            "cotangents": "At rank 1 a layer's gradients may be orthogonal all the same, through their cotangents",
         },
     ),
 }

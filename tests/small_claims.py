@@ -23,7 +23,7 @@ CORNER = [54, 55, 62, 63]
 
 @lru_cache(1)
 def attacks(seed):
-    return alignment.claims(seed, 32, 8, [1, 16], 4, 240, 10, 0, CORNER)
+    return alignment.claims(seed, 32, 16, [1, 16], 4, 240, 10, 0, CORNER)
 
 
 @lru_cache(1)

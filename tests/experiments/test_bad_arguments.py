@@ -36,6 +36,7 @@ X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_se
 Y = torch.tensor([0, 1, 0, 1, 0])
 WRONG = torch.tensor([0, 1, 0, 1, 7])
 MODEL = mlp([4, 3, 2]).double()
+PAIR = alignment.Pair(torch.ones(1, 1), torch.ones(1, 1), {}, {})
 SCORES = pd.DataFrame({"clean_accuracy": [1.0], "triggered_accuracy": [1.0], "attack_success": [1.0], "diverged": [0]})
 ARM = {0.1: pd.Series([1.0, 2.0])}
 
@@ -67,7 +68,7 @@ CASES = {
     "rules, alpha": (lambda: adam.scale_rules([8], math.nan), "scaling must be finite and above 0"),
     "guessed, classes": (lambda: admissible.guessed(SCORES, 0), "classes must be at least 2; got 0"),
     "over rates, weights": (lambda: admissible.over_rates([ARM], [1, 2], "n", "u"), "weights must match the 1 arms"),
-    "alignment, rank": (lambda: alignment.relative_alignment(MODEL, X, X, {}, 0, 1.0, 0), "rank must be at least 1"),
+    "alignment, rank": (lambda: alignment.relative_alignment(MODEL, PAIR, 0, 1.0, 0), "rank must be at least 1"),
     "follow, rule": (lambda: followed("adam"), "name must be one of"),
     "follow, negative": (lambda: followed(checkpoints=[-1]), "checkpoints must be at least 0; got -1"),
     "follow, nothing": (lambda: followed(checkpoints=[]), "checkpoints must hold at least one step"),
