@@ -17,8 +17,8 @@ from evidence.routes import measure
 from experiments.data import digits
 from experiments.kernel_changes import causes_of_drift
 from experiments.training import gradient_descent
-from lorantk import LayerFactors, LoRA, mlp, ntk
-from lorantk.fisher import loss_cotangents
+from lorantk import LayerFactors, LoRA, information_bits, mlp, ntk, renyi_entropy
+from lorantk.fisher import loss_cotangents, true_fisher_spectrum
 
 from . import autograd, tolerance
 
@@ -36,6 +36,7 @@ class Runs(NamedTuple):
     after: dict[tuple[str, int, int, float], nn.Module]
     data: tuple[Tensor, Tensor]
     learning_rate: float
+    steps: int
 
     def pairs(self, arm: str | None = None) -> dict[Key, tuple[nn.Module, nn.Module]]:
         """(before, after) at the first learning rate, of one arm or of all adapted ones."""
@@ -65,20 +66,36 @@ def fine_tune(seed: int, widths: Sequence[int], ranks: Sequence[int], n: int, ru
             more = rates if width == widths[len(widths) // 2] else ()
             for rate in sorted({learning_rate, *more}):
                 after[arm, width, s, rate] = gradient_descent(model, *second, learning_rate=rate, steps=steps)
-    return Runs(before, after, second, learning_rate)
+    return Runs(before, after, second, learning_rate, steps)
 
 
-def drift(pairs: Pairs, x: Tensor) -> pd.Series:
-    """Relative change of the kernel by arm, width and run."""
-    found = {}
-    for key, (one, other) in pairs.items():
-        start = ntk(one, x, output="trace")
-        found[key] = ((ntk(other, x, output="trace") - start).norm() / start.norm()).item()
-    return pd.Series(found).rename_axis(["arm", "width", "run"])
+def changes(runs: Runs) -> pd.DataFrame:
+    """What fine-tuning did to kernel, bits and entropy, a row a model: relative change of the kernel, differences."""
+    x, y = runs.data
+    starts = {
+        key: (ntk(model, x, output="trace"), true_fisher_spectrum(model, x)) for key, model in runs.before.items()
+    }
+    rows = []
+    for (arm, width, run, rate), model in runs.after.items():
+        kernel, spectrum = starts[arm, width, run]
+        spectra, tau = (spectrum, true_fisher_spectrum(model, x)), spectrum[0].item() / 100
+        bits = [information_bits(p, regularization=tau).item() for p in spectra]
+        entropy = [renyi_entropy(p, 1, normalize=True).item() for p in spectra]
+        rows.append({"arm": arm, "width": width, "run": run, "learning_rate": rate,
+                     "drift": ((ntk(model, x, output="trace") - kernel).norm() / kernel.norm()).item(),
+                     "bits": bits[1] - bits[0], "entropy": entropy[1] - entropy[0],
+                     "accuracy": (model(x).argmax(1) == y).double().mean().item()})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def drift(table: pd.DataFrame, arm: str, learning_rate: float) -> pd.Series:
+    """Relative change of the kernel of one arm at one learning rate, by width and run."""
+    chosen = table[(table.arm == arm) & (table.learning_rate == learning_rate)]
+    return chosen.set_index(["width", "run"]).drift
 
 
 def plain_drift(pairs: Pairs, x: Tensor) -> pd.Series:
-    """The same by plain gradients."""
+    """Relative change of the kernel by plain gradients, by arm, width and run."""
     found = {}
     for key, models in pairs.items():
         start, end = (autograd.trace_kernel(model, x) for model in models)
@@ -138,7 +155,8 @@ def features_fit(table: pd.DataFrame) -> Any:
 def ntk_constant_lora(seed: int, runs: Runs, widths: Sequence[int], ranks: Sequence[int]) -> Claim:
     """LoRA's kernel before and after fine-tuning, at growing width, and why it moves."""
     x = runs.data[0]
-    moved = {arm: measure(drift, runs.pairs(arm), x) for arm in ["full", *(f"rank {r}" for r in ranks)]}
+    table = measure(changes, runs)
+    moved = {arm: measure(drift, table, arm, runs.learning_rate) for arm in ["full", *(f"rank {r}" for r in ranks)]}
     why = measure(causes, runs.pairs(), x)
     ends = {k: p for k, p in runs.pairs(f"rank {ranks[-1]}").items() if k[1] in (widths[0], widths[-1]) and k[2] < 2}
     start = measure(onset, seed, widths[-2], ranks[-1], runs.data)
@@ -174,5 +192,5 @@ def ntk_constant_lora(seed: int, runs: Runs, widths: Sequence[int], ranks: Seque
         ],
         tip,
         figure="lora-drift",
-        tables={"causes": why.value, "onset": start.value},
+        tables={"drift": table.value, "causes": why.value, "onset": start.value},
     )  # fmt: skip
