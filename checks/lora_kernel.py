@@ -204,6 +204,61 @@ def distances(found: Mapping[int, Tensor], ranks: Sequence[int]) -> float:
                for values in found.values() for r, v in zip(ranks, values, strict=True))  # fmt: skip
 
 
+ANGLES = (0.0, 1.0, 1.75, 2.4)
+"""Angles of second inputs to the first: cosines of ReLU's features behind them from 1 to about 0.04."""
+
+
+def pairs_at_angles(seed: int) -> Tensor:
+    """Two digits made orthogonal span a plane; its unit vectors at `ANGLES`, (angles, 64)."""
+    one, other = torch.linalg.qr(digits(2, seed)[0].T)[0].T
+    angles = torch.tensor(ANGLES, dtype=one.dtype)[:, None]
+    return angles.cos() * one + angles.sin() * other
+
+
+def entries(networks: Mapping[int, nn.Module], x: Tensor, rank: int, seeds: Sequence[int]) -> pd.DataFrame:
+    """Kernel of layer 2 between the first input and each, over its mean over A; a row an entry and draw."""
+    lora, rows = LoRA(rank, 1 / rank, 1.0, ("2",)), []
+    for width, model in networks.items():
+        a = LayerFactors.from_model(model, x, ["2"]).activations["2"][:, 0]
+        cosines = nn.functional.cosine_similarity(a[:1], a)
+        drawn = lora_ntk_sweep(model, x[:1], x, loras=[lora], seeds=seeds, output="trace")[0, :, 0]
+        values = drawn / ntk(model, x[:1], x, layers=["2"], output="trace")[0]
+        rows += [{"width": width, "cosine": c.item(), "value": v.item()}
+                 for c, column in zip(cosines, values.T, strict=True) for v in column]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def entry_spread(table: pd.DataFrame, rank: int) -> pd.DataFrame:
+    """Spread of each entry over the draws beside sqrt((1 + 1 / cosine^2) / rank), and the distance in standard errors.
+
+    The mean over A is known, so the spread is the root of the mean square about 1. An entry is a sum of `rank` products
+    of two Gaussians with correlation c, of variance 1 + c^2 and fourth cumulant 6 (1 + 6 c^2 + c^4) each.
+    """
+    rows = []
+    for _, g in table.groupby(["width", "cosine"]):
+        width, c = g.width.iloc[0], g.cosine.iloc[0]
+        spread, law = ((g.value - 1) ** 2).mean() ** 0.5, ((1 + 1 / c**2) / rank) ** 0.5
+        excess = 6 * (1 + 6 * c**2 + c**4) / (rank * (1 + c**2) ** 2)
+        error = ((2 + excess) / (4 * len(g))) ** 0.5
+        rows.append({"width": width, "rank": rank, "cosine": c, "spread": spread, "law": law,
+                     "errors": abs(spread / law - 1) / error})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def plain_entries(networks: Mapping[int, nn.Module], x: Tensor, rank: int, seeds: Sequence[int]) -> pd.DataFrame:
+    """The same as `entries` from plain gradients and a forward pass by hand."""
+    lora, rows = LoRA(rank, 1 / rank, 1.0, ("2",)), []
+    for width, model in networks.items():
+        hidden = nn.Sequential(*list(model.children())[:2])
+        a = hidden(x).detach()
+        mean = autograd.trace_kernel(model, x, ["2"])[0]
+        for s in seeds:
+            values = autograd.trace_kernel(lora.attach(model, s), x)[0] / mean
+            rows += [{"width": width, "cosine": (a[0] @ b / (a[0].norm() * b.norm())).item(), "value": v.item()}
+                     for b, v in zip(a, values, strict=True)]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def ntk_limit_lora(seed: int, widths: Sequence[int], ranks: Sequence[int], draws: int) -> Claim:
     """Randomness of LoRA's kernel value over draws of A at growing width, one adapted layer or all."""
     x = digits(40, seed)[0][:1]
@@ -215,7 +270,11 @@ def ntk_limit_lora(seed: int, widths: Sequence[int], ranks: Sequence[int], draws
     everything = ratios(networks, x, ranks, EVERY, seeds)
     table = pd.concat([spread(one.value, ranks).assign(arm="one layer"),
                        spread(everything, ranks).assign(arm="all layers")], ignore_index=True)  # fmt: skip
-    many = len(widths) * len(ranks)
+    many, pairs, middle = len(widths) * len(ranks), pairs_at_angles(seed), ranks[len(ranks) // 2]
+    drawn = measure(entry_spread, measure(entries, networks, pairs, middle, seeds), middle)
+    by_hand = measure(entry_spread, measure(plain_entries, {widths[0]: networks[widths[0]]}, pairs, middle,
+                                            seeds[: min(draws, 150)]), middle)  # fmt: skip
+    largest = tolerance.deviations()
     tip = f"power of the width in the spread over A, rank {ranks[1]}"
     falls = "the r features of a layer are no average over its width"
     return Claim(
@@ -228,10 +287,16 @@ def ntk_limit_lora(seed: int, widths: Sequence[int], ranks: Sequence[int], draws
             Evidence("largest Kolmogorov distance to chi-square / r", measure(distances, one, ranks), 0,
                      tolerance.distribution(draws, tolerance.MISS / many), "the law is another one",
                      reading="corrected", miss=tolerance.MISS),
+            Evidence(f"spread of entries to sqrt((1 + 1/cosine²)/r), rank {middle}, in standard errors", measure(
+                lambda t: t.errors.max(), drawn), 0, largest, "off the diagonal the spread has another law",
+                reading="corrected", miss=5e-3),
+            Evidence("the same by plain gradients, narrowest network", measure(lambda t: t.errors.max(), by_hand), 0,
+                     largest, "off the diagonal the spread has another law", reading="corrected", miss=5e-3),
         ],
         tip,
         figure="lora-spread",
-        tables={"spread": table.sort_values(["width", "arm", "rank"], key=_order, ignore_index=True)[
+        tables={"entries": drawn.value,
+                "spread": table.sort_values(["width", "arm", "rank"], key=_order, ignore_index=True)[
             ["arm", "width", "rank", "spread"]]},
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lorantk import LayerFactors, delta_matrix, ntk
+from lorantk import LayerFactors, delta_matrix
 
 
 def change_by_adapters(factors: LayerFactors, drawn: Mapping[str, Tensor], scaling: float) -> Tensor:
@@ -55,19 +55,25 @@ def causes_of_drift(
         only the features, or only the cotangents, take their later values.
     """
     old, new = (LayerFactors.from_model(model, x) for model in (before, after))
-    start = _part_of_B(old, old, B)
+    start, own = part_of_layers(old, old, B), part_of_layers(new, new, A)
     features = [factors.activations[B[len(B) // 2]] for factors in (old, new)]
-    own, whole = (ntk(after, x, layers=layers, output="trace").norm() for layers in (list(A), None))
     return {
-        "share_of_A": (own / whole).item(),
+        "share_of_A": (own.norm() / (own + part_of_layers(new, new, B)).norm()).item(),
         "features_moved": ((features[1] - features[0]).norm() / features[0].norm()).item(),
-        "drift_by_features": ((_part_of_B(new, old, B) - start).norm() / start.norm()).item(),
-        "drift_by_cotangents": ((_part_of_B(old, new, B) - start).norm() / start.norm()).item(),
+        "drift_by_features": ((part_of_layers(new, old, B) - start).norm() / start.norm()).item(),
+        "drift_by_cotangents": ((part_of_layers(old, new, B) - start).norm() / start.norm()).item(),
     }
 
 
-def _part_of_B(features: LayerFactors, cotangents: LayerFactors, layers: Sequence[str]) -> Tensor:
-    """Sum over layers of the Gram matrix of features times that of cotangents, (n, n)."""
+def part_of_layers(features: LayerFactors, cotangents: LayerFactors, layers: Sequence[str]) -> Tensor:
+    """The kernel of some layers, summed over outputs: Gram matrices of features times those of cotangents, (n, n).
+
+    Parameters
+    ----------
+    features, cotangents : LayerFactors
+        Of two states of one model of single-position layers, or twice of one.
+    layers : sequence of str
+    """
     parts = []
     for name in layers:
         a, g = features.activations[name][:, 0], cotangents.cotangents[name][:, :, 0]

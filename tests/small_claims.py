@@ -38,7 +38,7 @@ def information(seed):
 
 def lazy_or_not(seed):
     runs = lazy.fine_tune(seed, [32, 256], [1, 4], 6, 1, 0.1, 50)
-    return lazy.ntk_constant_lora(seed, runs, [32, 256], [1, 4])
+    return lazy.ntk_constant_lora(seed, runs, [32, 256], [1, 4], [32, 128, 512])
 
 
 DETERMINED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.kernel_changes import causes_of_drift, change_by_adapters
+from experiments.kernel_changes import causes_of_drift, change_by_adapters, part_of_layers
 from lorantk import Adapter, LayerFactors, LoRA, attach, mlp, ntk
 from lorantk.models import SelfAttentionBlock
 
@@ -35,3 +35,15 @@ def test_causes_are_told_apart() -> None:
     assert moved["drift_by_cotangents"] == pytest.approx(0, abs=1e-12)
     whole = [ntk(model, x, layers=B, output="trace") for model in (before, after)]
     assert moved["drift_by_features"] == pytest.approx(((whole[1] - whole[0]).norm() / whole[0].norm()).item())
+
+
+def test_the_share_of_A_is_that_of_its_layers_in_the_kernel() -> None:
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    model = LoRA(2, 0.5).attach(mlp([5, 8, 3], seed=0).double(), 1)
+    with torch.no_grad():
+        model.get_parameter("0.up.weight").fill_(0.3)
+    own, whole = (ntk(model, x, layers=layers, method="jacobian", output="trace") for layers in (A, None))
+    share = causes_of_drift(model, model, x, A=A, B=B)["share_of_A"]
+    assert share == pytest.approx((own.norm() / whole.norm()).item())
+    factors = LayerFactors.from_model(model, x)
+    torch.testing.assert_close(part_of_layers(factors, factors, A), own, rtol=1e-9, atol=1e-9)
