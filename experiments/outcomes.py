@@ -66,7 +66,8 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
     middle : float
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
     within : float
-        Standard errors of the best learning rate within which others on digits are admissible; 1 is the protocol's.
+        Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits;
+        1 is the protocol's.
     """
     figures = published.printed_tasks(recorded("published/figures"))
     seeds = published.printed_tasks(recorded("published/seeds"))
@@ -79,12 +80,12 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
     members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
     grid, varied = digits_runs()
     members += identified.findings_of_grid(grid, middle, within)
-    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid, within)
+    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid)
     return tuple(family.decided(members))
 
 
 def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:
-    """The primary effects on digits with their outcomes where learning rates within one and two errors are admissible.
+    """Primary effects of method and rank on digits, decided with learning rates within one and within two errors.
 
     Returns
     -------
@@ -96,6 +97,7 @@ def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:
         {"finding": a.finding, "half": a.half, "setting": a.setting, "one error": a.outcome, "two errors": b.outcome,
          "lowest": b.range[0], "highest": b.range[1]}
         for a, b in zip(one, two, strict=True)
+        if a.finding in ("finding-1", "finding-2", "finding-4")
     ])  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from .identified import RANK, Setting, settings
 from .runs import UNITS, compare, times_n
 
 
-def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame, within: float = 1.0) -> list[Member]:
+def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame) -> list[Member]:
     """Undecided members for findings 3 and 5, by optimizer and attack.
 
     Parameters
@@ -29,11 +29,9 @@ def findings_of_variances(runs: pd.DataFrame, grid: pd.DataFrame, within: float 
         Recorded runs of LoRA at one rank and scaling, at several variances k/n and learning rates.
     grid : DataFrame
         The runs of `identified.findings_of_grid`: whether a setting failed is seen there.
-    within : float
-        As there.
     """
-    others, members = settings(grid, within), []
-    for key, setting in settings(runs, within).items():
+    others, members = settings(grid), []
+    for key, setting in settings(runs).items():
         failed = others[key].failed([("lora", RANK)])
         for finding, effect, diverged in effects(setting):
             margin = MARGINS[setting.half]
