@@ -123,7 +123,7 @@ def aligned(model: nn.Module, pairs: Mapping[str, Pair], ranks: Sequence[int], w
     return pd.DataFrame(rows)
 
 
-COLUMNS = ["inner", "cosine", "cosine_equal", "error", "error_equal"]
+COLUMNS = ["inner", "cosine", "cosine_equal", "error", "error_equal", "batch", "batch_equal"]
 
 
 def largest(table: pd.DataFrame, attack: str, column: str) -> float:

@@ -83,16 +83,26 @@ def relative_alignment(model: nn.Module, found: Pair, rank: int, variance: float
     Returns
     -------
     dict
-        inner, cosine, cosine_equal: ratios of means; error, error_equal: root mean square error of the cosines.
+        inner, cosine, cosine_equal: ratios of means over pairs; batch, batch_equal: ratios of the mean cosine of a
+        poisoned gradient and the mean clean one; error, error_equal: root mean square error of the pairs' cosines.
     """
     drawn = LoRA(rank, 1.0).sample(model, seed)
     n = len(found.inner)
     by_fan_in = gradient_gram(found, {name: A / A.shape[1] ** 0.5 for name, A in drawn.items()})
-    cosines = {name: _cosine(G)[:n, n:] for name, G in (("", by_fan_in), ("_equal", gradient_gram(found, drawn)))}
+    grams = {"": by_fan_in, "_equal": gradient_gram(found, drawn)}
+    cosines = {name: _cosine(G)[:n, n:] for name, G in grams.items()}
+    full = with_mean(full_gram(found, list(drawn)), n)
+    batches = {f"batch{name}": (with_mean(G, n).mean() / full.mean()).item() for name, G in grams.items()}
     inner = variance * by_fan_in[:n, n:].abs().mean() / found.inner.mean()
     ratios = {f"cosine{name}": (c.mean() / found.cosine.mean()).item() for name, c in cosines.items()}
     errors = {f"error{name}": (c - found.cosine).square().mean().sqrt().item() for name, c in cosines.items()}
-    return {"inner": inner.item()} | ratios | errors
+    return {"inner": inner.item()} | ratios | errors | batches
+
+
+def with_mean(gram: Tensor, n: int) -> Tensor:
+    """Absolute cosine of each later gradient with the mean of the first n, from inner products; 0 where one is 0."""
+    size = (gram[:n, :n].mean() * gram.diagonal()[n:]).clamp(min=0.0).sqrt()
+    return (gram[:n, n:].mean(0) / size.where(size > 0, 1.0)).abs()
 
 
 def _cosine(gram: Tensor) -> Tensor:
