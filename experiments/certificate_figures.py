@@ -17,9 +17,9 @@ RUN = ["optimizer", "scaling", "seed", "step"]
 
 
 def worst_layer(orders: pd.DataFrame) -> pd.DataFrame:
-    """The largest certificate and ratio over the layers of `certificate.follow`, with loss and accuracy, by `RUN`."""
+    """The largest certificate and ratio over the layers of `certificate.follow`, with loss and accuracy, by `RUN`; a recorded scaling is text."""
     how = {"certificate": "max", "ratio": "max", "loss": "first", "accuracy": "first"}
-    return orders.groupby(RUN)[list(how)].agg(how).reset_index()
+    return orders.astype({"scaling": float}).groupby(RUN)[list(how)].agg(how).reset_index()
 
 
 def draw_along(worst: pd.DataFrame) -> Figure:

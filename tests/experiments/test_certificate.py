@@ -7,7 +7,8 @@ import torch
 from strategies import gaussian
 
 from experiments.certificate import follow, merged, search
-from experiments.data import digits
+from experiments.certificate_figures import draw_along, worst_layer
+from experiments.data import digits, recorded
 from lorantk import Adapter, LoRA, attach, mlp
 
 
@@ -35,6 +36,14 @@ def test_along_training_the_certificate_starts_at_that_of_A_and_bounds_the_ratio
     assert (table[table.step == 0].share_of_B == 0).all()
     assert (table[table.step == 20].share_of_B > 0).all()
     assert (table.ratio <= table.certificate * (1 + 1e-5)).all()
+
+
+def test_the_figure_has_the_worst_layer_of_recorded_runs():
+    worst = worst_layer(recorded("results/training-order-minilm"))
+    assert set(worst.scaling) == {1.0, 2.0}
+    assert (worst.ratio <= worst.certificate * (1 + 1e-5)).all()
+    titles = [ax.get_title() for ax in draw_along(worst).axes]
+    assert titles == ["SGD, s = 1", "SGD, s = 2", "AdamW, s = 1", "AdamW, s = 2"]
 
 
 def test_training_that_diverges_ends_where_it_does():
