@@ -17,7 +17,10 @@ RUN = ["optimizer", "scaling", "seed", "step"]
 
 
 def worst_layer(orders: pd.DataFrame) -> pd.DataFrame:
-    """The largest certificate and ratio over the layers of `certificate.follow`, with loss and accuracy, by `RUN`; a recorded scaling is text."""
+    """The largest certificate and ratio over the layers of `certificate.follow`, with loss and accuracy, by `RUN`.
+
+    A scaling may be text, as recorded ones are.
+    """
     how = {"certificate": "max", "ratio": "max", "loss": "first", "accuracy": "first"}
     return orders.astype({"scaling": float}).groupby(RUN)[list(how)].agg(how).reset_index()
 

@@ -48,7 +48,7 @@ def triggers(model: nn.Module, lora: LoRA, layer: str, norm: float, seed: int) -
 
 
 def off_direction(first: Tensor, second: Tensor) -> Tensor:
-    """Share of |second|^2 that is off the direction of `first`, row by row: 1 - cos^2, without cancellation."""
+    """Share of ``|second|^2`` that is off the direction of `first`, row by row: 1 - cos^2, without cancellation."""
     unit = nn.functional.normalize(first)
     off = second - (second * unit).sum(1, keepdim=True) * unit
     return off.square().sum(1) / second.square().sum(1)
@@ -135,8 +135,8 @@ def along_training(
     Returns
     -------
     DataFrame
-        A row a draw, kind of trigger and checkpoint: seed, trigger, step; gain, |dW t| / |t| over the mean of
-        |dW x| / |x| on clean inputs; success, share of fresh inputs of other classes that get the target.
+        A row a draw, kind of trigger and checkpoint: seed, trigger, step; gain, ``|dW t| / |t|`` over the mean of
+        ``|dW x| / |x|`` on clean inputs; success, share of fresh inputs of other classes that get the target.
     """
     for checkpoint in checkpoints:
         check_integer("checkpoints", checkpoint, 1)
