@@ -96,8 +96,11 @@ def summary(directory: Path) -> str:
     """Two sentences: how many statements, and how many findings, ended in which verdict."""
     claims = [record["verdict"] for record in load_claims(directory / "claims")]
     findings = overall_verdicts(directory / "findings")
+    parts = [part["verdict"] for record in load_claims(directory / "claims") for part in record["parts"]]
     return (
-        f"Of {len(claims)} statements checked so far: {cell_html(tally(claims, VERDICTS))}.\n\n"
+        f"Of {len(claims)} statements, the paper's and those that its argument needs: "
+        f"{cell_html(tally(claims, VERDICTS))}; of their {len(parts)} parts, "
+        f"{cell_html(tally([word for word in parts if word == 'fails'], VERDICTS))}.\n\n"
         f"Of the {len(FINDINGS)} empirical findings, {len(rows_of_findings())} when told apart by attack, over "
         f"{len(SOURCES)} sources of evidence: "
         f"{cell_html(tally(findings, STYLES))}.\n"

@@ -66,7 +66,7 @@ def test_the_front_page_counts_verdicts(tmp_path, monkeypatch):
     checks = [Evidence(f.__name__, measure(f, -0.5), 0, 1, "it is negative") for f in (abs, math.ceil)]
     Claim("eq-2", checks, decisive="abs").save()
     said = pages.summary(tmp_path)
-    assert 'Of 1 statements checked so far: 1 <span class="verdict verdict-holds">holds</span>.' in said
+    assert ': 1 <span class="verdict verdict-holds">holds</span>; of their 1 parts, ' in said
     assert 'verdict-fails">missing</span>' in said
 
 

@@ -32,7 +32,7 @@ document.addEventListener("DOMContentLoaded", () => {
         : `${badge("expected", "amended")} ${ratio}, in wide layers.`;
     }
     const odds = doubt < 1e-9 ? "below 10<sup>−9</sup>" : `at most ${number(doubt)}`;
-    const sure = doubt <= UNSURE ? badge("guaranteed", "holds") : badge("expected", "amended");
+    const sure = draw === "gaussian" && doubt <= UNSURE ? badge("guaranteed", "holds") : badge("expected", "amended");
     return `${sure} ${ratio}; probability that a Gaussian draw breaks it ${odds}.`;
   }
 
