@@ -78,7 +78,7 @@ def survives(claims: Sequence[Mapping[str, Any]], findings: Mapping[tuple[str, s
         As `evidence.findings.load_findings` returns them.
     """
     verdicts = {record["id"]: record["verdict"] for record in claims}
-    lines = ["| What the paper claims | What survives | Verdicts |", "|---|---|---|"]
+    lines = ["| What the paper claims | What survives |", "|---|---|"]
     for claim, left, ids in ROWS:
         of_findings = [
             overall([r for (finding, _), r in findings.items() if finding == id], half)
@@ -91,5 +91,5 @@ def survives(claims: Sequence[Mapping[str, Any]], findings: Mapping[tuple[str, s
             tally(words, styles) for words, styles in ((of_claims, VERDICTS), (of_findings, STYLES)) if words
         ]
         said = join([*counted, Link("cards", f"claims.html#card-{ids[0]}")]) if counted else "correlations, no verdict"
-        lines.append(f"| {claim} | {left} | {cell_html(said)} |")
+        lines.append(f"| {claim} | {left} ({cell_html(said)}) |")
     return "\n".join(lines) + "\n"

@@ -185,13 +185,13 @@ class Shown:
 
     def _repr_html_(self) -> str:
         rows: list[tuple[Cell, ...]] = [
-            (Code(m.finding), m.half, f"{m.source}: {m.setting}", m.effect.name, number(m.effect.value),
-             interval(m.effect.low, m.effect.high), number(m.margin), Badge(m.outcome, STYLES[m.outcome]), m.failed)
+            (Code(m.finding), m.half, Badge(m.outcome, STYLES[m.outcome]), f"{m.source}: {m.setting}", m.effect.name,
+             number(m.effect.value), interval(m.effect.low, m.effect.high), number(m.margin), m.failed)
             for finding in self.findings for m in finding.members if m.primary
         ]  # fmt: skip
-        head = ("finding", "half", "setting", "effect", "value", "95 % interval", "margin", "outcome", "why")
+        head = ("finding", "half", "outcome", "setting", "effect", "value", "95 % interval", "margin", "why")
         anchors = "".join(f'<span id="{f.id}-{f.source}"></span>' for f in self.findings)
-        return f'<div class="claim">{anchors}{Table(head, rows).html()}</div>'
+        return f'<div class="claim outcomes">{anchors}{Table(head, rows).html()}</div>'
 
 
 def verdict(outcomes: Iterable[str]) -> str:
