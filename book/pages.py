@@ -94,9 +94,9 @@ def results(directory: Path) -> list[Cell]:
 
 def summary(directory: Path) -> str:
     """Two sentences: how many statements, and how many findings, ended in which verdict."""
-    claims = [record["verdict"] for record in load_claims(directory / "claims")]
-    findings = overall_verdicts(directory / "findings")
-    parts = [part["verdict"] for record in load_claims(directory / "claims") for part in record["parts"]]
+    records, findings = load_claims(directory / "claims"), overall_verdicts(directory / "findings")
+    claims = [record["verdict"] for record in records]
+    parts = [part["verdict"] for record in records for part in record["parts"]]
     return (
         f"Of {len(claims)} statements, the paper's and those that its argument needs: "
         f"{cell_html(tally(claims, VERDICTS))}; of their {len(parts)} parts, "

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evidence.claims import VERDICTS
-from evidence.findings import STYLES, overall
-from evidence.statements import FINDINGS, HALVES
+from evidence.findings import STYLES, overall, rows_of_findings
+from evidence.statements import FINDINGS
 from evidence.tables import Cell, Link, cell_html, join, tally
 
 ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
@@ -82,9 +82,8 @@ def survives(claims: Sequence[Mapping[str, Any]], findings: Mapping[tuple[str, s
     for claim, left, ids in ROWS:
         of_findings = [
             overall([r for (finding, _), r in findings.items() if finding == id], half)
-            for id in ids
-            if id in FINDINGS
-            for half in HALVES[id]
+            for id, half in rows_of_findings()
+            if id in ids
         ]
         of_claims = [verdicts[id] for id in ids if id in verdicts]
         counted: list[Cell] = [

@@ -26,12 +26,15 @@ class Pair(NamedTuple):
         Of each layer, times its prefactor.
     cotangents : dict of Tensor (n_c + n_p, n_c + n_p)
         Gram matrix of each layer's dL/dy.
+    batch : Tensor (n_p,)
+        Absolute cosine of each poisoned gradient with the mean clean one, trained in full.
     """
 
     inner: Tensor
     cosine: Tensor
     activations: dict[str, Tensor]
     cotangents: dict[str, Tensor]
+    batch: Tensor
 
 
 def pair(model: nn.Module, clean: Batch, poisoned: Batch) -> Pair:
@@ -50,8 +53,9 @@ def pair(model: nn.Module, clean: Batch, poisoned: Batch) -> Pair:
         raise ValueError(f"model must use its layers at one position; got several in {several}")
     names = {name: name.removeprefix("model.") for name in factors.kinds}
     activations = {short: factors.activations[name][:, 0] for name, short in names.items()}
-    return Pair(inner, cosine, activations, {
-        short: gram(factors, factors, [(name, "bias")], "trace") for name, short in names.items()})  # fmt: skip
+    cotangents = {short: gram(factors, factors, [(name, "bias")], "trace") for name, short in names.items()}
+    found = Pair(inner, cosine, activations, cotangents, batch=torch.empty(0))
+    return found._replace(batch=with_mean(full_gram(found, list(activations)), len(inner)))
 
 
 def gradient_gram(found: Pair, matrices: Mapping[str, Tensor]) -> Tensor:
@@ -91,8 +95,7 @@ def relative_alignment(model: nn.Module, found: Pair, rank: int, variance: float
     by_fan_in = gradient_gram(found, {name: A / A.shape[1] ** 0.5 for name, A in drawn.items()})
     grams = {"": by_fan_in, "_equal": gradient_gram(found, drawn)}
     cosines = {name: _cosine(G)[:n, n:] for name, G in grams.items()}
-    full = with_mean(full_gram(found, list(drawn)), n)
-    batches = {f"batch{name}": (with_mean(G, n).mean() / full.mean()).item() for name, G in grams.items()}
+    batches = {f"batch{name}": (with_mean(G, n).mean() / found.batch.mean()).item() for name, G in grams.items()}
     inner = variance * by_fan_in[:n, n:].abs().mean() / found.inner.mean()
     ratios = {f"cosine{name}": (c.mean() / found.cosine.mean()).item() for name, c in cosines.items()}
     errors = {f"error{name}": (c - found.cosine).square().mean().sqrt().item() for name, c in cosines.items()}

@@ -25,9 +25,7 @@ from .order import kernel_ratios, matrix
 def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
     """`model` with all that `adapted` has learned, adapters added to the weights: its function, all of it trainable."""
     whole = copy.deepcopy(model)
-    whole.load_state_dict(
-        {name: t for name, t in adapted.state_dict().items() if name in whole.state_dict()}, strict=False
-    )
+    whole.load_state_dict(adapted.state_dict(), strict=False)  # adapters, and the layers under them, have other names
     for name, layer in _adapted_layers(adapted).items():
         weight = whole.get_parameter(f"{name}.weight")
         weight.data += layer.scaling * layer.up.weight.detach() @ layer.down.weight.detach()

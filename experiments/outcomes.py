@@ -69,6 +69,13 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
         Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits;
         1 is the protocol's.
     """
+    grid = identified.findings_of_grid(digits_runs()[0], middle, within)
+    return tuple(family.decided([*_older_members(), *grid, *_variance_members()]))
+
+
+@cache
+def _older_members() -> tuple[Member, ...]:
+    """Undecided: the published numbers and the earlier runs on text."""
     figures = published.printed_tasks(recorded("published/figures"))
     seeds = published.printed_tasks(recorded("published/seeds"))
     sweeps = published.accuracy_sweeps(figures)
@@ -78,10 +85,14 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
     found = arms.effects_by_group(written, settings, rank=int(TEXT["rank"]), tolerance=TEXT["tolerance"])
     failed = family.failures(written, settings)
     members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
+    return tuple(members)
+
+
+@cache
+def _variance_members() -> tuple[Member, ...]:
+    """Undecided: the variances of A on digits."""
     grid, varied = digits_runs()
-    members += identified.findings_of_grid(grid, middle, within)
-    members += variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid)
-    return tuple(family.decided(members))
+    return tuple(variances.findings_of_variances(varied[varied["rank"] == identified.RANK], grid))
 
 
 def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:

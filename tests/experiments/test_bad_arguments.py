@@ -36,7 +36,7 @@ X = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_se
 Y = torch.tensor([0, 1, 0, 1, 0])
 WRONG = torch.tensor([0, 1, 0, 1, 7])
 MODEL = mlp([4, 3, 2]).double()
-PAIR = alignment.Pair(torch.ones(1, 1), torch.ones(1, 1), {}, {})
+PAIR = alignment.Pair(torch.ones(1, 1), torch.ones(1, 1), {}, {}, torch.ones(1))
 SCORES = pd.DataFrame({"clean_accuracy": [1.0], "triggered_accuracy": [1.0], "attack_success": [1.0], "diverged": [0]})
 ARM = {0.1: pd.Series([1.0, 2.0])}
 

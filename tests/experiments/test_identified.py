@@ -11,7 +11,7 @@ import pytest
 
 from evidence.findings import Member
 from experiments.family import decided
-from experiments.identified import findings_of_grid
+from experiments.identified import REVIEWS, findings_of_grid
 
 Harm = Callable[[str, int | None, float], float]
 ARMS: list[tuple[str, int | None]] = [("full", None), ("head", None), ("lora", 1), ("lora", 8), ("lora", 64)]
@@ -66,6 +66,22 @@ def test_effects_point_the_way_of_the_finding() -> None:
             assert row.primary
     assert not found["finding-1", "backdoor", "3"].primary
     assert len(found) == 2 + 2 * 3
+
+
+def test_a_grid_may_attack_admissible_rates_alone_and_leave_its_head_clean() -> None:
+    """As the text grid does: effects are the same, and a head that is better without an attack fails the setting."""
+
+    def harm(method: str, rank: int | None, rate: float) -> float:
+        return 0.6 if rank is None else 0.3
+
+    for head in (0.93, 0.97):
+        runs = grid(harm, harm, accuracy=lambda method, head=head: head if method == "head" else 0.95)
+        left = runs[(runs.attack == "none") | ((runs.method != "head") & (runs.learning_rate < 0.4))]
+        whole, part = (findings_of_grid(table, grid=REVIEWS) for table in (runs, left))
+        assert [(m.effect, m.failed) for m in part] == [(m.effect, m.failed) for m in whole]
+        assert {m.source for m in part} == {"text"}
+        assert all(m.setting.startswith("reviews, SGD, ") for m in part)
+        assert {"the head's" in m.failed for m in part} == {head > 0.95}
 
 
 def test_an_effect_whose_sign_depends_on_the_rate_is_inconclusive() -> None:
