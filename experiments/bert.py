@@ -44,6 +44,7 @@ class Classifier(nn.Module):
         super().__init__()
         check_choice("pooling", pooling, ("first", "mean"))
         self.embeddings = copy.deepcopy(encoder.embeddings) if frozen == 0 else None
+        self.distances = copy.deepcopy(distances(encoder))
         self.layers = copy.deepcopy(encoder.encoder.layer[frozen:])
         self.pooler = copy.deepcopy(encoder.pooler) if pooling == "first" else None
         with torch.device("meta"):  # torch's own initialisation would draw from the global random state
@@ -55,13 +56,13 @@ class Classifier(nn.Module):
     def forward(self, inputs: Tensor, mask: Tensor) -> Tensor:
         """Outputs (n, 2) at the frozen layers' (n, length, width), or at tokens and their types (n, 2, length)."""
         h = inputs if self.embeddings is None else self.embeddings(inputs[:, 0], inputs[:, 1])
-        bias = attention_bias(mask)
+        bias = attention_bias(mask, self.distances)
         if self.pooler is None:
             return self.head(self._token_mean(h, mask, bias))
         h = through(self.layers[:-1], h, bias)
         last, first = self.layers[-1], h[:, :1]
         projections = last.attention.self
-        context = _attend(last, projections.query(first), projections.key(h), projections.value(h), bias)
+        context = _attend(last, projections.query(first), projections.key(h), projections.value(h), bias[..., :1, :])
         attended = last.attention.output(context, first)
         return self.head(self.pooler(last.output(last.intermediate(attended), attended)))
 
@@ -100,9 +101,76 @@ def through(layers: Iterable[nn.Module], h: Tensor, bias: Tensor) -> Tensor:
     return h
 
 
-def attention_bias(mask: Tensor) -> Tensor:
-    """What attention adds to its logits, (n, 1, 1, length): 0, or the most negative number at padding."""
-    return (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
+def attention_bias(mask: Tensor, distances: nn.Module | None = None) -> Tensor:
+    """What attention adds to its logits: 0, or the most negative number at padding; to it MPNet's bias by distance.
+
+    Its shape is (n, 1, 1, length), with `distances` (n, heads, length, length).
+    """
+    padding = (1.0 - mask[:, None, None].float()) * torch.finfo(torch.float32).min
+    return padding if distances is None else padding + distances(mask.shape[1])
+
+
+class Distances(nn.Module):
+    """MPNet's bias of attention by the distance of two tokens, the same in all layers and never trained.
+
+    Parameters
+    ----------
+    weight : Tensor (buckets, heads)
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", weight.detach().clone())
+
+    def forward(self, length: int) -> Tensor:
+        """(1, heads, length, length)."""
+        from transformers.models.mpnet.modeling_mpnet import MPNetEncoder
+
+        places = torch.arange(length, device=self.weight.device)
+        buckets = MPNetEncoder.relative_position_bucket(places - places[:, None], num_buckets=len(self.weight))
+        return F.embedding(buckets, self.weight).permute(2, 0, 1)[None]
+
+
+def distances(encoder: Any) -> nn.Module | None:
+    """The `Distances` of an encoder of `from_mpnet`; None of any other."""
+    found = getattr(encoder.encoder, "distances", None)
+    return found if isinstance(found, Distances) else None
+
+
+NAMES = {"attention.attn.q.": "attention.self.query.", "attention.attn.k.": "attention.self.key.",
+         "attention.attn.v.": "attention.self.value.", "attention.attn.o.": "attention.output.dense.",
+         "attention.LayerNorm.": "attention.output.LayerNorm."}  # fmt: skip
+"""MPNet's names of weights -> BERT's, where they differ."""
+
+
+def from_mpnet(mpnet: Any) -> Any:
+    """A BertModel with the weights of an MPNetModel; it computes the same once `attention_bias` adds its `Distances`.
+
+    MPNet has no token types, for which there are zeros, and counts positions from its padding's index plus one.
+    """
+    from transformers import BertConfig, BertModel
+
+    config, first = mpnet.config, mpnet.embeddings.padding_idx + 1
+    weights = dict(mpnet.state_dict())
+    distances = Distances(weights.pop("encoder.relative_attention_bias.weight"))
+    weights["embeddings.position_embeddings.weight"] = weights["embeddings.position_embeddings.weight"][first:]
+    weights["embeddings.token_type_embeddings.weight"] = torch.zeros(2, config.hidden_size)
+    same = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+            "layer_norm_eps", "initializer_range", "pad_token_id")  # fmt: skip
+    sizes = {name: getattr(config, name) for name in same}
+    positions = config.max_position_embeddings - first
+    with torch.random.fork_rng(devices=[]):  # an initialisation, replaced below, that draws from the global state
+        bert = BertModel(BertConfig(max_position_embeddings=positions, type_vocab_size=2, **sizes))
+    bert.load_state_dict({_named_as_bert(name): w for name, w in weights.items()})
+    bert.encoder.distances = distances
+    return bert.eval()
+
+
+def _named_as_bert(name: str) -> str:
+    for theirs, ours in NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
 
 
 def loras(model: nn.Module, run: Run) -> dict[str, LoRA]:

