@@ -33,8 +33,9 @@ def on_digits(model: nn.Module, x: Tensor, sizes: Sequence[int], rank: int, seed
 
 
 def sentences() -> pd.DataFrame:
-    """The recorded table of a pretrained encoder, made by `experiments.order_text` at rank 8."""
-    return recorded("results/order-minilm")
+    """The recorded tables of two pretrained encoders, made by `experiments.order_text` at rank 8."""
+    tables = {"MiniLM": recorded("results/order-minilm"), "MPNet": recorded("results/order-mpnet")}
+    return pd.concat([table.assign(encoder=name) for name, table in tables.items()], ignore_index=True)
 
 
 def below_the_rule(table: pd.DataFrame, rank: int, reach: float) -> int:

@@ -6,7 +6,7 @@ Statements ``finding-1`` to ``finding-5``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -82,8 +82,9 @@ def failures(attacked: pd.DataFrame, by: Sequence[str]) -> dict[str, str]:
 
 
 def text_members(
-    groups: Sequence[Mapping[str, list[Effect]]], failed: Mapping[str, str], doublings: float, decades: float
-) -> list[Member]:
+    groups: Sequence[Mapping[str, list[Effect]]], failed: Mapping[str, str], doublings: float, decades: float,
+    later: Collection[str] = (),
+) -> list[Member]:  # fmt: skip
     """The effects of the earlier runs on text, each at one learning rate a method.
 
     Parameters
@@ -94,12 +95,14 @@ def text_members(
         Of `failures`, by the same settings.
     doublings, decades : float
         Range of the ranks and of the variances: trends have the margin of the whole range, divided by it.
+    later : collection of str
+        Findings that later runs decide: these effects stand beside theirs, none is primary.
     """
     spans = {"finding-2": doublings, "finding-5": decades}
     return [
         Member(
             finding, half, "text", setting, effect.renamed(what), MARGINS[half] / spans.get(finding, 1.0),
-            failed=failed.get(setting, ""),
+            finding not in later, failed.get(setting, ""),
         )
         for found in groups
         for finding, effects in found.items()

@@ -17,16 +17,19 @@ from evidence.statements import FINDINGS
 from . import arms, family, identified, published, variances
 from .data import recorded
 
-FIGURES = {"published": "published-effects", "digits": "digits-outcomes", "text": "text-arms"}
+FIGURES = {"published": "published-effects", "digits": "digits-outcomes", "text": "text-outcomes"}
 """Source -> the figure that shows its effects."""
 
-COMMANDS = {"published": "make notebook N=11", "digits": "python -m experiments run digits-exact",
-            "text": "python -m experiments run text"}  # fmt: skip
-VARIANCES = "python -m experiments run digits-variance"
-"""What reruns the numbers of a source; findings 3 and 5 on digits have a grid of their own."""
+METHODS_AND_RANKS = ("finding-1", "finding-2", "finding-4")
+"""Findings that the grids with all methods decide; the variances of A have others."""
 
-MIDDLE = 0.016
-"""The backdoor's poison rate on digits whose effects are primary: 8 of 500."""
+COMMANDS = {"published": ("make notebook N=11",) * 2,
+            "digits": ("python -m experiments run digits-exact", "python -m experiments run digits-variance"),
+            "text": ("python -m experiments run text-exact-attacked", "python -m experiments run text")}  # fmt: skip
+"""Source -> what reruns its numbers: for `METHODS_AND_RANKS`, and for the variances of A."""
+
+MIDDLE, COUNTED = 0.016, {"untargeted": 0.3, "backdoor": 0.02}
+"""The backdoor's poison rate on digits whose effects are primary, 8 of 500; those of the text grid, of 1,000."""
 
 TEXT = {"rank": 8, "steps": 150, "tolerance": 0.01, "doublings": 6.0, "decades": float(np.log10(4 / 0.01))}
 """The earlier runs on text: LoRA's rank beside full fine-tuning, their steps, the accuracy that makes a rank perform,
@@ -41,6 +44,11 @@ def digits_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
     runs = recorded("results/digits-exact").query("seed < 20")
     varied = runs.variance.str.endswith("/n", na=False)
     return runs[~varied], runs[varied]
+
+
+def review_runs() -> pd.DataFrame:
+    """The recorded runs of `protocol.md` on text: all methods over learning rates, attacked at the admissible ones."""
+    return recorded("results/reviews").query("seed < 10")
 
 
 def text_tables() -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -70,7 +78,7 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
         1 is the protocol's.
     """
     grid = identified.findings_of_grid(digits_runs()[0], middle, within)
-    return tuple(family.decided([*_older_members(), *grid, *_variance_members()]))
+    return tuple(family.decided([*_older_members(), *grid, *_review_members(), *_variance_members()]))
 
 
 @cache
@@ -84,8 +92,15 @@ def _older_members() -> tuple[Member, ...]:
     settings, written = ["task", "optimizer", "attack"], text_runs()
     found = arms.effects_by_group(written, settings, rank=int(TEXT["rank"]), tolerance=TEXT["tolerance"])
     failed = family.failures(written, settings)
-    members += family.text_members(found, failed, doublings=TEXT["doublings"], decades=TEXT["decades"])
+    spans = {"doublings": TEXT["doublings"], "decades": TEXT["decades"]}
+    members += family.text_members(found, failed, **spans, later=METHODS_AND_RANKS)
     return tuple(members)
+
+
+@cache
+def _review_members() -> tuple[Member, ...]:
+    """Undecided: the text grid."""
+    return tuple(identified.findings_of_grid(review_runs(), COUNTED["backdoor"], grid=identified.REVIEWS))
 
 
 @cache
@@ -108,7 +123,7 @@ def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:
         {"finding": a.finding, "half": a.half, "setting": a.setting, "one error": a.outcome, "two errors": b.outcome,
          "lowest": b.range[0], "highest": b.range[1]}
         for a, b in zip(one, two, strict=True)
-        if a.finding in ("finding-1", "finding-2", "finding-4")
+        if a.finding in METHODS_AND_RANKS
     ])  # fmt: skip
 
 
@@ -116,5 +131,4 @@ def findings(members: Sequence[Member], source: str) -> Iterator[Finding]:
     """What one source says of each finding."""
     for id in FINDINGS:
         mine = [member for member in members if (member.finding, member.source) == (id, source)]
-        varied = source == "digits" and id in ("finding-3", "finding-5")
-        yield Finding(id, source, mine, FIGURES[source], VARIANCES if varied else COMMANDS[source])
+        yield Finding(id, source, mine, FIGURES[source], COMMANDS[source][id not in METHODS_AND_RANKS])

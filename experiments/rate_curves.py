@@ -19,6 +19,7 @@ from .identified import DIGITS, Grid
 from .runs import ARM, harms, summary
 
 KEYS = [*ARM, "learning_rate"]
+CURVE = ["attack", "optimizer", "arm", "learning_rate", "admissible"]
 
 
 def attacked_runs(runs: pd.DataFrame, grid: Grid = DIGITS) -> pd.DataFrame:
@@ -28,10 +29,18 @@ def attacked_runs(runs: pd.DataFrame, grid: Grid = DIGITS) -> pd.DataFrame:
     return named_arms(harms(guessed(runs, grid.classes)).merge(table, how="left", on=KEYS))
 
 
+def validation_over_rates(runs: pd.DataFrame) -> pd.DataFrame:
+    """Validation accuracy of the runs without an attack, in the columns of `harm_over_rates`."""
+    clean = named_arms(runs[runs.attack == "none"].astype({"rank": "float64"}))
+    clean = clean.merge(validation(clean)[[*KEYS, "admissible"]], how="left", on=KEYS)
+    clean = clean.assign(attack="validation accuracy", optimizer=clean.optimizer.map(WORDS))
+    clean = clean.sort_values(["optimizer", "learning_rate"], ascending=[False, True])
+    return summary(clean, CURVE, "validation_accuracy")
+
+
 def harm_over_rates(attacked: pd.DataFrame, poison_rates: PoisonRates) -> pd.DataFrame:
     """Mean harm by attack, optimizer, arm and learning rate, with `half` an interval, and whether it is admissible."""
-    keys = ["attack", "optimizer", "arm", "learning_rate", "admissible"]
-    return summary(_counted(attacked, poison_rates), keys)
+    return summary(_counted(attacked, poison_rates), CURVE)
 
 
 def success_over_doses(attacked: pd.DataFrame) -> pd.DataFrame:
@@ -57,8 +66,7 @@ def frontier(attacked: pd.DataFrame, poison_rates: PoisonRates, least: float = 0
     Points whose clean accuracy without an attack is below `least` have not learned the task and are left out.
     """
     rows = _counted(attacked, poison_rates)
-    keys = ["attack", "optimizer", "arm", "learning_rate", "admissible"]
-    means = rows.groupby(keys, sort=False)[["accuracy_without", "poison_accuracy", "harm"]].mean()
+    means = rows.groupby(CURVE, sort=False)[["accuracy_without", "poison_accuracy", "harm"]].mean()
     names = {"accuracy_without": "clean accuracy", "poison_accuracy": "share of poison learned"}
     return means[means.accuracy_without >= least].rename(columns=names).reset_index()
 

@@ -94,9 +94,14 @@ def draw_outcomes(members: Sequence[Member]) -> Figure:
             if isinstance(effect, EffectRange):
                 ax.plot([effect.lowest, effect.highest], [place, place], color=color, lw=4, alpha=0.5)
             ax.plot(effect.value, place, "o", color=color)
-        names = [f"{m.finding[-1]}: {m.setting.split(',')[0]}\n{m.outcome}" for m in mine]
+        names = [f"{m.finding[-1]}: {_without_counts(m.setting)}\n{m.outcome}" for m in mine]
         ax.set_yticks(range(len(mine)), names, fontsize=9)
         ax.set_ylim(len(mine) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.set(title=mine[0].half, xlabel=mine[0].effect.unit)
     return fig
+
+
+def _without_counts(setting: str) -> str:
+    """A setting without its attack or count of samples, which are the panel's."""
+    return ", ".join(part for part in setting.split(", ") if " of " not in part and part not in MARGINS)

@@ -64,8 +64,10 @@ ONE_TOKEN_A_KIND = """() => {
 HEAVIEST = 2.5e6
 """Bytes that a page may ask for on its first load, at most."""
 
-FIRST = {1280: ("light", "dark"), 390: ("dark", "light")}
-"""Width -> the theme in which a page is put before axe whole, and the one in which its contrasts are measured again."""
+SCREENS = {"desktop": (1280, ("light", "dark")), "phone": (390, ("dark", "light"))}
+"""Device -> its width, and the two themes: in the first a page is put before axe whole, in the second its contrasts are
+measured again.
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -122,9 +124,18 @@ def open_page(browser, site, path, *, width=1280, scheme="light"):
     return context, page, trouble
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_page_renders_whole_without_a_network(browser, site, path, root):
-    context, page, trouble = open_page(browser, site, path)
+@pytest.fixture(scope="module", params=[(path, device) for path in PATHS for device in SCREENS], ids="-".join)
+def opened(request, browser, site):
+    """(path, device, page, trouble): each page opened once a device, for the tests below in their order."""
+    path, device = request.param
+    width, (scheme, _) = SCREENS[device]
+    context, page, trouble = open_page(browser, site, path, width=width, scheme=scheme)
+    yield path, device, page, trouble
+    context.close()
+
+
+def test_page_renders_whole_without_a_network(opened, root):
+    path, _, page, trouble = opened
     assert trouble == []
     page.wait_for_load_state("networkidle")
     assert page.weight <= HEAVIEST, f"the first load asks for {page.weight / 1e6:.2f} MB"
@@ -148,47 +159,41 @@ def test_page_renders_whole_without_a_network(browser, site, path, root):
         "return all.filter(i => !i.naturalWidth || !i.alt).map(i => i.src) }"
     )
     assert broken == []
-    context.close()
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize(("device", "width"), [("desktop", 1280), ("phone", 390)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(browser, site, path, device, width, scheme):
-    context, page, _ = open_page(browser, site, path, width=width, scheme=scheme)
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    figures = page.locator("figure.lorantk-figure")
-    for index in range(figures.count()):
-        shown = figures.nth(index).locator(f"img.only-{scheme}")
-        other = figures.nth(index).locator(f"img.only-{'dark' if scheme == 'light' else 'light'}")
-        assert shown.is_visible()
-        assert not other.is_visible()
-    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert overflow <= 1, f"the page is {overflow} px wider than the screen"
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    name = path.removesuffix(".html").replace("/", "-")
-    page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
+def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(opened):
+    path, device, page, _ = opened
+    first, other = SCREENS[device][1]
+    for scheme, hidden in ((other, first), (first, other)):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
+        page.wait_for_timeout(300)  # colours change by transitions
+        for figure in page.locator("figure.lorantk-figure").all():
+            assert figure.locator(f"img.only-{scheme}").is_visible()
+            assert not figure.locator(f"img.only-{hidden}").is_visible()
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 1, f"the page is {overflow} px wider than the screen"
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        name = path.removesuffix(".html").replace("/", "-")
+        page.screenshot(path=SHOTS / f"{name}-{device}-{scheme}.png", full_page=True)
     assert page.evaluate(CLIPPED_FORMULAS) == [], "an inline formula is wider than its paragraph"
     assert device == "phone" or page.evaluate(CUT_CODE) == [], "code is cut at 1280 px"
-    context.close()
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("width", FIRST)
-def test_axe_finds_no_violation_in_either_theme(browser, site, path, width):
+def test_axe_finds_no_violation_in_either_theme(opened):
     from axe_playwright_python.sync_playwright import Axe
 
-    scheme, other = FIRST[width]
-    context, page, _ = open_page(browser, site, path, width=width, scheme=scheme)
+    _, device, page, _ = opened
+    scheme, other = SCREENS[device][1]
+    page.emulate_media(color_scheme=scheme)
     page.evaluate(ONE_TOKEN_A_KIND)  # contrast of a colour is measured once a page, not at each of its thousand tokens
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    page.evaluate(f"document.documentElement.dataset.theme = '{other}'")
-    page.wait_for_timeout(300)  # colours change by transitions
+    page.emulate_media(color_scheme=other)
+    page.wait_for_function(f"document.documentElement.dataset.theme === '{other}'")
+    page.wait_for_timeout(300)
     contrasts = {"resultTypes": ["violations"], "runOnly": ["color-contrast", "link-in-text-block"]}
     found += Axe().run(page, options=contrasts).response["violations"]
     assert [(v["id"], node["html"][:150], node["failureSummary"]) for v in found for node in v["nodes"]] == []
-    context.close()
 
 
 def test_the_page_of_a_chapter_offers_its_source_and_a_notebook_that_stands_alone():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from evidence.findings import rows_of_findings
 from evidence.statements import FINDINGS, SOURCES
 from experiments import outcomes
+from experiments.admissible import validation
+from experiments.config import load_grid
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +29,30 @@ def test_each_source_has_a_finding_a_piece_with_the_command_that_reruns_it(membe
         found = list(outcomes.findings(members, source))
         assert [f.id for f in found] == list(FINDINGS)
         assert sum(len(f.members) for f in found) == sum(m.source == source for m in members)
-    digits = {f.id: f.command for f in outcomes.findings(members, "digits")}
-    assert digits["finding-1"].endswith("run digits-exact")
-    assert digits["finding-3"].endswith("run digits-variance")
+    commands = {(s, f.id): f.command.split()[-1] for s in SOURCES for f in outcomes.findings(members, s)}
+    assert commands["digits", "finding-1"] == "digits-exact"
+    assert commands["digits", "finding-3"] == "digits-variance"
+    assert commands["text", "finding-4"] == "text-exact-attacked"
+    assert commands["text", "finding-5"] == "text"
+
+
+def test_the_text_grid_attacks_the_admissible_learning_rates_and_no_others():
+    """Its second stage was written from the clean runs of the first."""
+    table = validation(outcomes.review_runs())
+    table = table[table.admissible & (table.method != "head")].fillna({"rank": 0})
+    admissible = {(row.method, int(row.rank), row.learning_rate) for row in table.itertuples()}
+    blocks = load_grid(Path(outcomes.__file__).parent / "grids" / "text-exact-attacked.yaml")
+    runs = [run for block in blocks.values() for run in block]
+    assert {(run.method, run.rank or 0, run.learning_rate) for run in runs} == admissible
+    assert {(run.attack, run.poison_rate) for run in runs} == set(outcomes.COUNTED.items())
+    recorded = outcomes.review_runs()
+    assert {run.id for run in runs} == set(recorded[recorded.attack != "none"].id), "all of it was run"
+
+
+def test_earlier_runs_on_text_have_no_say_where_the_text_grid_decides(members):
+    text = [m for m in members if m.source == "text" and m.finding in outcomes.METHODS_AND_RANKS]
+    assert {m.primary for m in text if m.setting.startswith("reviews")} == {True}
+    assert {m.primary for m in text if not m.setting.startswith("reviews")} == {False}
 
 
 def test_a_failed_setting_is_inconclusive_whatever_its_effect(members):

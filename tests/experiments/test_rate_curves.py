@@ -56,6 +56,16 @@ def attacked(runs: pd.DataFrame) -> pd.DataFrame:
 POISON_RATES = {"untargeted": 0.3, "backdoor": 0.016}
 
 
+def test_validation_accuracy_is_that_of_the_clean_runs(runs: pd.DataFrame) -> None:
+    curves = rate_curves.validation_over_rates(runs)
+    assert list(curves.columns) == list(rate_curves.harm_over_rates(rate_curves.attacked_runs(runs), POISON_RATES))
+    assert len(curves) == 2 * 5 * 2
+    assert curves[curves.learning_rate == 0.1].admissible.all()
+    assert not curves[curves.learning_rate == 0.2].admissible.any()
+    off = 0.001 * float(np.cos(np.arange(6)).mean())
+    np.testing.assert_allclose(curves["mean"], 0.95 - curves.learning_rate / 10 + off)
+
+
 def test_harm_stands_at_every_rate_and_says_which_are_admissible(attacked: pd.DataFrame) -> None:
     curves = rate_curves.harm_over_rates(attacked, POISON_RATES)
     assert list(curves.attack.unique()) == ["harm, 150 flips", "harm, 8 triggers"]
