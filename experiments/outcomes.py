@@ -74,11 +74,11 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
     middle : float
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
     within : float
-        Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits;
-        1 is the protocol's.
+        Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits
+        and on reviews, which were attacked within two at most; 1 is the protocol's.
     """
     grid = identified.findings_of_grid(digits_runs()[0], middle, within)
-    return tuple(family.decided([*_older_members(), *grid, *_review_members(), *_variance_members()]))
+    return tuple(family.decided([*_older_members(), *grid, *_review_members(within), *_variance_members()]))
 
 
 @cache
@@ -98,9 +98,9 @@ def _older_members() -> tuple[Member, ...]:
 
 
 @cache
-def _review_members() -> tuple[Member, ...]:
+def _review_members(within: float) -> tuple[Member, ...]:
     """Undecided: the text grid."""
-    return tuple(identified.findings_of_grid(review_runs(), COUNTED["backdoor"], grid=identified.REVIEWS))
+    return tuple(identified.findings_of_grid(review_runs(), COUNTED["backdoor"], within, identified.REVIEWS))
 
 
 @cache
@@ -111,19 +111,20 @@ def _variance_members() -> tuple[Member, ...]:
 
 
 def within_two_errors(middle: float = MIDDLE) -> pd.DataFrame:
-    """Primary effects of method and rank on digits, decided with learning rates within one and within two errors.
+    """Primary effects of method and rank, decided with learning rates within one and within two errors.
 
     Returns
     -------
     DataFrame
-        finding, half, setting, one error, two errors (outcomes), lowest and highest value at two errors.
+        finding, half, setting, one error, two errors (outcomes), lowest and highest value at two errors; digits, then
+        reviews.
     """
-    one, two = (family.primary_of(whole_family(middle, errors), "digits") for errors in (1.0, 2.0))
+    both = ([m for source in ("digits", "text") for m in family.primary_of(whole_family(middle, errors), source)
+             if m.finding in METHODS_AND_RANKS] for errors in (1.0, 2.0))  # fmt: skip
     return pd.DataFrame([
         {"finding": a.finding, "half": a.half, "setting": a.setting, "one error": a.outcome, "two errors": b.outcome,
          "lowest": b.range[0], "highest": b.range[1]}
-        for a, b in zip(one, two, strict=True)
-        if a.finding in METHODS_AND_RANKS
+        for a, b in zip(*both, strict=True)
     ])  # fmt: skip
 
 
