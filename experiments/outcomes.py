@@ -17,16 +17,17 @@ from evidence.statements import FINDINGS
 from . import arms, family, identified, published, variances
 from .data import recorded
 
-FIGURES = {"published": "published-effects", "digits": "digits-outcomes", "text": "text-outcomes"}
-"""Source -> the figure that shows its effects."""
-
 METHODS_AND_RANKS = ("finding-1", "finding-2", "finding-4")
 """Findings that the grids with all methods decide; the variances of A have others."""
+
+FIGURES = {"published": ("published-effects",) * 2, "digits": ("digits-outcomes",) * 2,
+           "text": ("text-outcomes", "text-arms")}  # fmt: skip
+"""Source -> the figure that shows its effects: for `METHODS_AND_RANKS`, and for the variances of A."""
 
 COMMANDS = {"published": ("make notebook N=11",) * 2,
             "digits": ("python -m experiments run digits-exact", "python -m experiments run digits-variance"),
             "text": ("python -m experiments run text-exact-attacked", "python -m experiments run text")}  # fmt: skip
-"""Source -> what reruns its numbers: for `METHODS_AND_RANKS`, and for the variances of A."""
+"""Source -> what reruns its numbers, in the same two parts."""
 
 MIDDLE, COUNTED = 0.016, {"untargeted": 0.3, "backdoor": 0.02}
 """The backdoor's poison rate on digits whose effects are primary, 8 of 500; those of the text grid, of 1,000."""
@@ -132,4 +133,5 @@ def findings(members: Sequence[Member], source: str) -> Iterator[Finding]:
     """What one source says of each finding."""
     for id in FINDINGS:
         mine = [member for member in members if (member.finding, member.source) == (id, source)]
-        yield Finding(id, source, mine, FIGURES[source], COMMANDS[source][id not in METHODS_AND_RANKS])
+        part = int(id not in METHODS_AND_RANKS)
+        yield Finding(id, source, mine, FIGURES[source][part], COMMANDS[source][part])

@@ -48,3 +48,15 @@ def test_one_layer_stays_inside_the_interval_of_the_law(seed, rank, d):
     assert singular[0] <= high + 6  # exceeded by 6 with probability exp(-18) at most
     assert rank <= d or singular[-1] >= low - 6
     assert gradient_ratio(model, x, "0", A) == pytest.approx(singular[0].item() ** 2, rel=1e-6)
+
+
+def test_what_the_pages_say_of_sentences_is_so() -> None:
+    """Chapter 15: the order holds at s = 2 in every layer; all points on 32 sentences lie above the rule of the data."""
+    table = sentences()
+    assert table.groupby("encoder").layer.nunique().to_dict() == {"MiniLM": 37, "MPNet": 73}
+    assert (table.measured >= 2).all()
+    most = table[table.sentences == 32]
+    assert (most.measured > most.by_dimension).all()
+    below = table[table.measured < table.by_dimension]
+    assert set(below.encoder) == {"MiniLM"}
+    assert (below.measured > 0.985 * below.by_dimension).all()
