@@ -11,6 +11,8 @@ from evidence.statements import FINDINGS, SOURCES
 from experiments import outcomes
 from experiments.admissible import validation
 from experiments.config import load_grid
+from experiments.identified import REVIEWS
+from experiments.rate_curves import attacked_runs
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,26 @@ def test_the_text_grid_attacks_the_admissible_learning_rates_and_no_others():
     assert {(run.attack, run.poison_rate) for run in runs} == set(outcomes.COUNTED.items())
     recorded = outcomes.review_runs()
     assert {run.id for run in runs} == set(recorded[recorded.attack != "none"].id), "all of it was run"
+
+
+def test_what_the_pages_say_of_reviews_is_so():
+    """Chapter 12: success over the rates of rank 8 and of full fine-tuning; arms that are spared at equal accuracy."""
+    attacked = attacked_runs(outcomes.review_runs(), REVIEWS)
+    backdoor = attacked[attacked.attack == "backdoor"]
+    means = backdoor.groupby(["arm", "learning_rate"])[["attack_success", "accuracy_without"]].mean()
+    success, accuracy = means.attack_success, means.accuracy_without
+    rank8, full = success["LoRA, r = 8"], success["full", 0.0001]
+    assert rank8[0.0003] < 0.3 < full < rank8[0.001] < 0.95 < rank8[0.003]
+    for arm, rate in (("LoRA, r = 8", 0.0003), ("LoRA, r = 64", 0.0001)):
+        assert accuracy[arm, rate] >= accuracy["full", 0.0001]
+        assert success[arm, rate] < full / 2
+    for rate, arms in ((0.0003, ("full", "LoRA, r = 64", "LoRA, r = 8")),
+                       (0.001, ("LoRA, r = 64", "LoRA, r = 8", "LoRA, r = 1"))):  # fmt: skip
+        assert list(success[[(arm, rate) for arm in arms]]) == sorted(
+            success[[(arm, rate) for arm in arms]], reverse=True
+        )
+    flips = attacked[(attacked.attack == "untargeted") & attacked.best].groupby("arm").harm.mean()
+    assert flips["LoRA, r = 8"] > flips["LoRA, r = 64"] > flips["LoRA, r = 1"]
 
 
 def test_earlier_runs_on_text_have_no_say_where_the_text_grid_decides(members):
