@@ -34,7 +34,10 @@ def render(root: Path) -> bool:
     if stamp.exists() and stamp.read_text() == fingerprint:
         return False
     stage, unfinished, log = build / "render", build / "render.unfinished", build / "render.log"
-    if unfinished.exists():  # an incremental run would not repeat the warnings of one that failed or was killed
+    contents, listed = build / "render.contents", _contents(root)
+    if unfinished.exists() or not contents.exists() or contents.read_text() != listed:
+        # an incremental run would not repeat the warnings of one that failed or was killed, and would leave the old
+        # table of contents beside the pages that did not change
         shutil.rmtree(stage, ignore_errors=True)
     unfinished.touch()
     command = ["build", "book", "--config", "_config.yml", "--path-output", str(stage), "-W"]
@@ -54,6 +57,7 @@ def render(root: Path) -> bool:
     finish(fresh, root)
     (fresh / ".fingerprint").write_text(fingerprint)
     swap_in(fresh, html)
+    contents.write_text(listed)
     unfinished.unlink()
     return True
 
@@ -69,6 +73,13 @@ def _jupyter_book(arguments: list[str], root: Path, log: Path) -> None:
 
     sys.argv = ["jupyter-book", *arguments]
     main()
+
+
+def _contents(root: Path) -> str:
+    """What every page shows beside its text: the table of contents, and the titles in it."""
+    sources = [*sorted((root / "notebooks").glob("*.md")), *sorted((root / "book").glob("*.md"))]
+    titles = [next((line for line in p.read_text().splitlines() if line.startswith("# ")), "") for p in sources]
+    return "\n".join([(root / "book" / "_toc.yml").read_text(), *titles])
 
 
 def _render_hash(root: Path) -> str:

@@ -185,11 +185,12 @@ class Shown:
 
     def _repr_html_(self) -> str:
         rows: list[tuple[Cell, ...]] = [
-            (Code(m.finding), m.half, Badge(m.outcome, STYLES[m.outcome]), f"{m.source}: {m.setting}", m.effect.name,
-             number(m.effect.value), interval(m.effect.low, m.effect.high), number(m.margin), m.failed)
+            (join([Code(m.finding), m.half]), Badge(m.outcome, STYLES[m.outcome]),
+             f"{m.source}, {m.setting}: {m.effect.name}" + f"; failed: {m.failed}" * bool(m.failed),
+             f"{number(m.effect.value)} ({interval(m.effect.low, m.effect.high)})", number(m.margin))
             for finding in self.findings for m in finding.members if m.primary
         ]  # fmt: skip
-        head = ("finding", "half", "outcome", "setting", "effect", "value", "95 % interval", "margin", "why")
+        head = ("finding", "outcome", "effect", "value (95 % interval)", "margin")
         anchors = "".join(f'<span id="{f.id}-{f.source}"></span>' for f in self.findings)
         return f'<div class="claim outcomes">{anchors}{Table(head, rows).html()}</div>'
 
@@ -271,6 +272,11 @@ def primary_effects(record: Mapping[str, Any], half: str) -> str:
     """The primary effects of a saved finding on a half as text, each with interval, margin and outcome."""
     return "; ".join(
         f"{e['setting']}: {number(e['value'])}{' ' * bool(e['unit'])}{e['unit']} ({interval(e['low'], e['high'])}; "
-        f"margin {number(e['margin'])}): {e['failed'] or e['outcome']}"
+        f"margin {number(e['margin'])}): {_said(e)}"
         for e in primary(record, half)
     )
+
+
+def _said(effect: Mapping[str, Any]) -> str:
+    """The outcome of a saved effect, or why its setting failed."""
+    return f"failed, {effect['failed']}" if effect["failed"] else str(effect["outcome"])

@@ -7,6 +7,7 @@ import itertools
 import textwrap
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -60,16 +61,19 @@ def stack_panels(fig: Figure) -> None:
     wide = fig.get_size_inches()
     panel = wide[1] / len({row for row, _ in places})
     height = NARROW / columns if matrices else min(max(panel, 0.5 * NARROW), 0.9 * NARROW)
-    for legend in [*fig.legends, *(legend for ax in specs if (legend := ax.get_legend()))]:
-        if legend._ncols > 1:  # type: ignore[attr-defined]
+    legends = [*fig.legends, *(legend for ax in specs if (legend := ax.get_legend()))]
+    for legend in legends:
+        if len(legends) == 1 or legend._ncols > 1:  # type: ignore[attr-defined]
             _legend_below(fig, legend)
     _fit(fig, rows * height + 0.3)
 
 
 def _legend_below(fig: Figure, legend: Legend) -> None:
-    """Replace a legend of several columns by one below the panels, of two columns or, if its texts are long, one."""
+    """Replace a legend by one below the panels, of two columns or, if its texts are long, one."""
     texts = [text.get_text() for text in legend.get_texts()]
-    handles = [handle for handle in legend.legend_handles if handle is not None]
+    plotted = {text: handle for ax in fig.axes for handle, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+    # what the old legend drew of a curve with error bars is the bar alone
+    handles: list[Any] = [plotted.get(text, drawn) for text, drawn in zip(texts, legend.legend_handles, strict=True)]
     legend.remove()
     columns = 1 if max(map(len, texts)) > 18 else 2
     fig.legend(handles, texts, loc="outside lower center", ncols=columns, fontsize=9)

@@ -153,7 +153,7 @@ def chart(found: pd.DataFrame) -> Figure:
         digits = -math.log10(found.loc[found["format"] == label, "eps"].iloc[0])
         axes.plot([digits, digits], [place - 0.4, place + 0.4], color=COLORS["theory"], lw=1)
     axes.set(xlabel="correct digits of the kernel", yticks=range(len(order)), yticklabels=order)
-    axes.legend(loc="lower right")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 

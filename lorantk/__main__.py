@@ -226,7 +226,7 @@ def audit_sentences(report: Audit) -> Iterator[tuple[str, str]]:
             text += f". A has moved by {_range(moved)} of its norm at the start."
         else:
             text += "A is 0." if name == "zero" else "A agrees with no single draw: moved far, or made from the weight."
-        yield text + (f" The configuration says {report.init}." if report.init else ""), MATRIX
+        yield text + (f" Its init_lora_weights is {report.init!r}." if report.init else ""), MATRIX
     certified = sum(layer.certificate <= 1 for layer in layers)
     yield (
         f"Order. The certificates are {_range(layer.certificate for layer in layers)}: LoRA's kernel is now at most "
