@@ -8,6 +8,7 @@ import sys
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 
 from evidence.effects import Effect
 from evidence.figures import COLORS, curve_grid, forest, log_axes, save, subplots
@@ -146,3 +147,15 @@ def test_panels_are_stacked_for_a_narrow_page_with_the_labels_they_shared():
     assert fig.get_size_inches()[0] == NARROW
     assert axes[0, 1].get_ylabel() == "up"
     assert axes[1, 1].get_title() == "two"
+
+
+def test_a_legend_moves_below_stacked_panels_and_keeps_the_looks_of_its_curves():
+    fig, axes = subplots(1, 2)
+    axes[0].errorbar([1, 2], [1, 2], [0.1, 0.1], ls="--", marker="D", label="one")
+    axes[1].plot([1, 2], [1, 2], ":", label="two")
+    axes[0].legend()
+    stack_panels(fig)
+    assert axes[0].get_legend() is None
+    drawn = fig.legends[0].findobj(Line2D)
+    assert "--" in {line.get_linestyle() for line in drawn}
+    assert "D" in {line.get_marker() for line in drawn}
