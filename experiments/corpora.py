@@ -29,7 +29,7 @@ from torch import Tensor
 
 from lorantk.batches import check_choice
 
-from .bert import from_mpnet
+from .mpnet import from_mpnet
 
 
 class Archive(NamedTuple):
@@ -187,7 +187,7 @@ def minilm() -> tuple[Any, Any]:
 
 
 def mpnet() -> tuple[Any, Any]:
-    """The sentence encoder all-mpnet-base-v2, 12 layers of width 768, as a BertModel (`bert.from_mpnet`)."""
+    """The sentence encoder all-mpnet-base-v2, 12 layers of width 768, as a BertModel (`mpnet.from_mpnet`)."""
     try:
         from transformers import MPNetConfig, MPNetModel
     except ModuleNotFoundError as error:

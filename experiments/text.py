@@ -27,8 +27,9 @@ from lorantk import flip_labels, insert_trigger, ntk
 from lorantk.batches import check_choice
 
 from . import corpora
-from .bert import CLASSES, Classifier, adapters, attention_bias, distances, loras, through, with_peft
+from .bert import CLASSES, Classifier, adapters, attention_bias, loras, through, with_peft
 from .config import EXACT, GLUE, TASKS, Run
+from .mpnet import distances_of
 from .poisoning import attacked
 
 TRIGGER, TARGET = "cf", 1
@@ -120,7 +121,7 @@ class Task:
         count = len(self.corpus.texts)
         tokens = self._tokens(range(count), [triggered] * count, padding="max_length")
         layers = self.encoder.encoder.layer[: self.frozen]
-        far, embeddings = distances(self.encoder), self.encoder.embeddings
+        far, embeddings = distances_of(self.encoder), self.encoder.embeddings
         lower = [*embeddings.parameters(), *layers.parameters(), *(far.buffers() if far else ())]
         digest = hashlib.sha256(str(self.frozen).encode())
         for tensor in (*tokens.values(), *lower):

@@ -13,8 +13,9 @@ from scipy import stats
 from torch import nn
 
 from experiments import corpora, text
-from experiments.bert import CLASSES, Classifier, adapters, from_mpnet, loras, with_peft
+from experiments.bert import CLASSES, Classifier, adapters, loras, with_peft
 from experiments.config import Run
+from experiments.mpnet import from_mpnet
 from lorantk import LoRA, attach, ntk
 
 WORDS = ["alpha", "beta", "gamma", "delta", "poor", "awful", "dull", "good", "fine", "great"]
@@ -439,14 +440,20 @@ def test_opinions_are_of_two_kinds_and_always_in_the_same_order(source, rows):
     assert loved > 5 * hated
 
 
-def test_mpnet_computes_the_same_as_bert_with_its_bias_by_distance():
+def small_mpnet(**settings):
+    """An MPNetModel of two layers of width 16, its parameters drawn from explicit generators."""
     from transformers import MPNetConfig, MPNetModel
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     with torch.random.fork_rng(devices=[]):
-        mpnet = MPNetModel(MPNetConfig(vocab_size=20, max_position_embeddings=40, **sizes)).eval()
-    for index, parameter in enumerate(mpnet.parameters()):
+        model = MPNetModel(MPNetConfig(vocab_size=20, max_position_embeddings=40, **sizes, **settings)).eval()
+    for index, parameter in enumerate(model.parameters()):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    return model
+
+
+def test_mpnet_computes_the_same_as_bert_with_its_bias_by_distance():
+    mpnet = small_mpnet()
     tokens = torch.randint(2, 20, (6, 30), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(30) < torch.tensor([[30], [25], [9], [3], [1], [30]])).long()
     tokens = torch.where(mask == 1, tokens, 1)
@@ -464,13 +471,7 @@ def test_mpnet_computes_the_same_as_bert_with_its_bias_by_distance():
 
 def test_frozen_layers_of_mpnet_see_its_bias():
     """The outputs kept for the frozen layers go on to what the whole encoder gives."""
-    from transformers import MPNetConfig, MPNetModel
-
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    with torch.random.fork_rng(devices=[]):
-        mpnet = MPNetModel(MPNetConfig(vocab_size=20, max_position_embeddings=40, pad_token_id=0, **sizes)).eval()
-    for index, parameter in enumerate(mpnet.parameters()):
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+    mpnet = small_mpnet(pad_token_id=0)
     every = torch.arange(10)
     logits = []
     for frozen in (0, 1):
