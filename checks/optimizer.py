@@ -203,12 +203,12 @@ def plain_first_steps(network: nn.Module, x: Tensor, y: Tensor, ranks: Sequence[
 
 def kernel_scale_claim(seed: int, width: int, rank: int, alpha: float, draws: int, ranks: Sequence[int]) -> Claim:
     """The mean of LoRA's kernel over A, and first steps of both optimizers by four rules of scale."""
-    network, (x, y, _) = setting(seed, width)
+    network, (x, y, others) = setting(seed, width)
     one = LoRA(rank, layers=["2"], scaling=1.5)
     expected, many = kernel_scale(rank, 1 / (3 * width), 1.5), range(seed, seed + 5 * draws)
     ratio, plain = measure(scales, network, x, one, many), measure(plain_scales, network, x[:4], one, many)
     seeds = range(seed, seed + draws)
-    steps = measure(first_steps, network, x, y, scale_rules(ranks, alpha), seeds, 1e-6)
+    steps = measure(first_steps, network, x, y, others, scale_rules(ranks, alpha), seeds, 1e-6)
     by_formula = measure(plain_first_steps, network, x, y, ranks, alpha, seeds)
     real, formula = (measure(lambda t: tolerance.rank_powers(t), table) for table in (steps, by_formula))
     reach = tolerance.student(5 * draws - 1)

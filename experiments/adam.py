@@ -119,29 +119,39 @@ def movement(before: nn.Module, after: nn.Module, x: Tensor) -> Tensor:
 
 def decrease(name: str, model: nn.Module, x: Tensor, y: Tensor, learning_rate: float) -> float:
     """Decrease of the loss in one real first step of "sgd" or "adamw", over the learning rate."""
+    return first_step(name, model, x, y, x, learning_rate)[0]
+
+
+def first_step(
+    name: str, model: nn.Module, x: Tensor, y: Tensor, others: Tensor, learning_rate: float
+) -> tuple[float, float]:  # fmt: skip
+    """`decrease`, and the norm of the movement of the outputs on `others` in the same step, over the learning rate."""
     after = train(name, model, x, y, learning_rate, 1).model
     with torch.no_grad():
         losses = [nn.functional.cross_entropy(f(x), y).item() for f in (model, after)]
-    return (losses[0] - losses[1]) / learning_rate
+        movement = (after(others) - model(others)).norm().item()
+    return (losses[0] - losses[1]) / learning_rate, movement / learning_rate
 
 
 def first_steps(
-    model: nn.Module, x: Tensor, y: Tensor, loras: Mapping[tuple[str, int], LoRA], seeds: Sequence[int],
+    model: nn.Module, x: Tensor, y: Tensor, others: Tensor, loras: Mapping[tuple[str, int], LoRA], seeds: Sequence[int],
     learning_rate: float,
 ) -> pd.DataFrame:  # fmt: skip
-    """`decrease` under both optimizers, averaged over draws of A, for adapters named by a rule of scale and a rank.
+    """`first_step` of both optimizers, averaged over draws of A, for adapters named by a rule of scale and a rank.
 
     Returns
     -------
     DataFrame
-        optimizer, rule, rank, decrease
+        optimizer, rule, rank, decrease, movement
     """
     rows = []
     for (rule, rank), lora in loras.items():
         for name in ("sgd", "adamw"):
-            falls = [decrease(name, lora.attach(model, seed), x, y, learning_rate) for seed in seeds]
-            rows.append({"optimizer": name, "rule": rule, "rank": rank, "decrease": sum(falls) / len(falls)})
-    return pd.DataFrame(rows)
+            found = [first_step(name, lora.attach(model, seed), x, y, others, learning_rate) for seed in seeds]
+            rows += [(name, rule, rank, *step) for step in found]
+    columns = ["optimizer", "rule", "rank"]
+    drawn = pd.DataFrame(rows, columns=[*columns, "decrease", "movement"])
+    return drawn.groupby(columns, sort=False).mean().reset_index()
 
 
 def scale_rules(ranks: Sequence[int], alpha: float) -> dict[tuple[str, int], LoRA]:

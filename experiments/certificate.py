@@ -1,6 +1,7 @@
 """The order of the kernels while LoRA trains: its certificate s^2 (|A|^2 + |B|^2), and the order itself.
 
-Statement ``order-in-training``. Both kernels are taken at the merged weights W + s B A, one adapted layer at a time.
+Statement ``order-in-training``. Both kernels are taken at the merged weights W + s B A, one adapted layer at a time and
+summed over the adapted layers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,15 @@ from lorantk.lora import LoRALayer
 from .adam import jacobian, optimizer
 from .order import kernel_ratios, matrix
 
+TOGETHER = "together"
+"""Names the kernels summed over the adapted layers, beside the names of layers."""
+
+MEASURES = ["certificate", "worst layer", "all layers"]
+"""Largest certificate, largest c of a layer's kernels, and c of their sums: columns of `worst_layer`."""
+
+RUN = ["optimizer", "scaling", "seed", "step"]
+"""Columns that name a checkpoint of a run."""
+
 
 def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
     """`model` with all that `adapted` has learned, adapters added to the weights: its function, all of it trainable."""
@@ -35,6 +45,9 @@ def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
 def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     """A row an adapted layer: its certificate, and the smallest c with K_LoRA <= c K_full on `x`.
 
+    The last row, `TOGETHER`, has the smallest c for the kernels summed over these layers, which is at most the largest
+    of theirs, and the largest certificate and share of B.
+
     Parameters
     ----------
     adapted : nn.Module
@@ -45,6 +58,7 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
         For models in float64.
     """
     whole, rows = merged(adapted, model), []
+    sums: list[Tensor] = []
     for name, layer in _adapted_layers(adapted).items():
         lora, full = (matrix(ntk(m, x, layers=[name])) for m in (adapted, whole))
         A, B = layer.down.weight.detach(), layer.up.weight.detach()
@@ -52,7 +66,10 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
         share = (layer.scaling * torch.linalg.matrix_norm(B, 2)).item() ** 2
         ratio = kernel_ratios(lora, full)[-1].item()
         rows.append({"layer": name, "certificate": certificate, "share_of_B": share, "ratio": ratio})
-    return pd.DataFrame(rows)
+        sums = [total + part for total, part in zip(sums, (lora, full), strict=True)] if sums else [lora, full]
+    ratio = kernel_ratios(*sums)[-1].item()
+    largest = {column: max(row[column] for row in rows) for column in ("certificate", "share_of_B")}
+    return pd.DataFrame([*rows, {"layer": TOGETHER, **largest, "ratio": ratio}])
 
 
 def follow(
@@ -86,23 +103,65 @@ def follow(
     return pd.concat(tables, ignore_index=True)
 
 
+def worst_layer(orders: pd.DataFrame) -> pd.DataFrame:
+    """`MEASURES` of the rows of `follow`, with loss and accuracy, a row a checkpoint; a scaling may be text."""
+    orders = orders.astype({"scaling": float})
+    single = orders[orders.layer != TOGETHER].rename(columns={"ratio": "worst layer"}).groupby(RUN)
+    summed = orders[orders.layer == TOGETHER].rename(columns={"ratio": "all layers"}).set_index(RUN)
+    return single[["certificate", "worst layer"]].max().join(summed[["all layers", "loss", "accuracy"]]).reset_index()
+
+
 def first_beyond(worst: pd.DataFrame) -> pd.DataFrame:
-    """First checkpoint at which "certificate" and "ratio" exceed 1, with loss and accuracy there, means over seeds.
+    """First checkpoint at which `MEASURES` exceed 1, with loss and accuracy there.
 
     Parameters
     ----------
     worst : DataFrame
-        A row a checkpoint: optimizer, scaling, seed, step, certificate, ratio, loss, accuracy.
+        A row a checkpoint: optimizer, scaling, seed, step, `MEASURES`, loss, accuracy.
 
     Returns
     -------
     DataFrame
-        Indexed by optimizer, scaling and what ended; runs: in how many it ended.
+        Indexed by optimizer, scaling and what ended; runs: in how many it ended. The other columns are means over these
+        runs; what ended in none has no row.
     """
-    long = worst.melt(["optimizer", "scaling", "seed", "step", "loss", "accuracy"], ["certificate", "ratio"], "ends")
+    long = worst.melt(["optimizer", "scaling", "seed", "step", "loss", "accuracy"], MEASURES, "ends")
     beyond = long[long.value > 1].sort_values("step").groupby(["optimizer", "scaling", "ends", "seed"]).first()
     means = {column: (column, "mean") for column in ("step", "loss", "accuracy")}
     return beyond.groupby(["optimizer", "scaling", "ends"]).agg(runs=("step", "size"), **means).round(3)
+
+
+def over_controls(runs: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
+    """What each control of a run learned, and whether it left the order: a row a part trained, optimizer and rate.
+
+    Parameters
+    ----------
+    runs : DataFrame
+        Of `follow` with adapter and head trained, at scalings and steps that include those of `controls`.
+    controls : DataFrame
+        The same with the column "trained".
+
+    Returns
+    -------
+    DataFrame
+        Mean accuracy and loss over the draws at the first and the last step, the largest c of a single layer and of all
+        layers together at any step, and in how many draws each exceeds 1.
+    """
+    shared = runs[runs.scaling.isin(controls.scaling) & runs.step.isin(controls.step)].assign(
+        trained="adapter and head"
+    )
+    rows = []
+    for keys, part in pd.concat([shared, controls]).groupby(["trained", "optimizer", "learning_rate"], sort=False):
+        worst = worst_layer(part)
+        ends = worst.groupby("step")[["accuracy", "loss"]].mean().iloc[[0, -1]]
+        row = dict(zip(("trained", "optimizer", "learning rate"), keys, strict=True))
+        for column in ("accuracy", "loss"):
+            row |= {f"{column}, {place}": value for place, value in zip(("start", "end"), ends[column], strict=True)}
+        for column in MEASURES[1:]:
+            largest = worst.groupby("seed")[column].max()
+            row |= {f"c, {column}": largest.max(), f"draws above 1, {column}": int((largest > 1).sum())}
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["trained", "optimizer", "learning rate"], ascending=[True, False, True])
 
 
 def projected_kernel(J: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -1,13 +1,14 @@
 """The order through training in a pretrained encoder: MiniLM's last layer learns reviews by LoRA.
 
-``python -m experiments.training_order_text`` writes experiments/results/training-order-minilm.csv, in half an hour on
-one core. It needs the data of SOURCES.md. Statement ``order-in-training``.
+``python -m experiments.training_order_text`` writes training-order-minilm.csv and training-order-minilm-controls.csv
+into experiments/results, in fifty minutes on two cores. It needs the data of SOURCES.md.
+Statement ``order-in-training``.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +20,7 @@ from lorantk import LoRA
 
 from .bert import BACKBONE, Classifier
 from .certificate import follow
+from .schedule import side_by_side
 from .text import load
 
 RANK = 8
@@ -29,6 +31,15 @@ SEEDS = range(3)
 SENTENCES = 16
 CHECKPOINTS = (0, 1, 2, 5, 10, 20, 50, 100)
 BATCH = 32
+CONTROLS = [
+    *(("adapter and head", rule) for rule in (
+        ("sgd", 0.1), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 3e-4), ("adamw", 3e-3),
+    )),
+    *(("adapter", rule) for rule in (("sgd", 0.3), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 1e-3))),
+    *(("head", rule) for rule in RULES.items()),
+]  # fmt: skip
+"""What is trained, and by which rule, at scaling 1: other learning rates, the adapter alone, the head alone."""
+CONTROL_CHECKPOINTS = (0, 10, 100)
 
 
 def batches(rows: Tensor, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -45,24 +56,43 @@ def sentences(rows: Tensor) -> dict[str, Tensor]:
     return inputs | {"inputs": inputs["inputs"].double()}
 
 
-def measure() -> pd.DataFrame:
-    """`certificate.follow` on sentences held out from training, a row an optimizer, scaling, draw, step and layer.
+def run(
+    trained: str, rule: tuple[str, float], scaling: float, seed: int, checkpoints: Sequence[int]
+) -> pd.DataFrame:  # fmt: skip
+    """`certificate.follow` on sentences held out from training, a row a checkpoint and layer.
 
-    The adapters are of `RANK` with PEFT's draw, on all linear layers of the encoder's last; a fresh head is trained.
+    The adapters are of `RANK` with PEFT's draw, on all linear layers of the encoder's last. `trained` says what learns:
+    "adapter and head", "adapter" under a fresh head, or "head".
     """
-    task, tables = load("reviews"), []
-    for (name, rate), s, seed in itertools.product(RULES.items(), SCALINGS, SEEDS):
-        train, validation, _ = task.split(seed)
-        head = torch.Generator().manual_seed(seed)
-        model = Classifier(task.encoder, task.frozen, head, task.pooling).double().eval().requires_grad_(False)
-        adapted = LoRA(RANK, scaling=s, layers=BACKBONE).attach(model, seed)
-        adapted.get_submodule("head").requires_grad_(True)
-        shown = sentences(validation[:SENTENCES])
-        table = follow(adapted, model, batches(train, seed), shown, (name, rate), CHECKPOINTS)
-        tables.append(table.assign(scaling=s, seed=seed))
-    return pd.concat(tables, ignore_index=True)
+    torch.set_num_threads(1)
+    task = load("reviews")
+    train, validation, _ = task.split(seed)
+    head = torch.Generator().manual_seed(seed)
+    model = Classifier(task.encoder, task.frozen, head, task.pooling).double().eval().requires_grad_(False)
+    adapted = LoRA(RANK, scaling=scaling, layers=BACKBONE).attach(model, seed)
+    if trained == "head":
+        adapted.requires_grad_(False)
+    adapted.get_submodule("head").requires_grad_(trained != "adapter")
+    shown = sentences(validation[:SENTENCES])
+    table = follow(adapted, model, batches(train, seed), shown, rule, checkpoints)
+    return table.assign(scaling=scaling, seed=seed)
+
+
+def measure() -> pd.DataFrame:
+    """`run` of adapter and head by each of `RULES`, at each of `SCALINGS` and draws."""
+    runs = [("adapter and head", *cell, CHECKPOINTS) for cell in itertools.product(RULES.items(), SCALINGS, SEEDS)]
+    return pd.concat(side_by_side(lambda chosen: run(*chosen), runs, -1))
+
+
+def measure_controls() -> pd.DataFrame:
+    """`run` of each of `CONTROLS` and draws, with the column "trained"."""
+    runs = [(*cell, 1.0, seed, CONTROL_CHECKPOINTS) for cell, seed in itertools.product(CONTROLS, SEEDS)]
+    tables = side_by_side(lambda chosen: run(*chosen), runs, -1)
+    return pd.concat(table.assign(trained=trained) for table, (trained, *_) in zip(tables, runs, strict=True))
 
 
 if __name__ == "__main__":
-    target = Path(__file__).parent / "results" / "training-order-minilm.csv"
-    write_atomically(target, measure().to_csv(index=False, float_format="%.7g"))
+    results = Path(__file__).parent / "results"
+    for name, table in (("", measure), ("-controls", measure_controls)):
+        target = results / f"training-order-minilm{name}.csv"
+        write_atomically(target, table().to_csv(index=False, float_format="%.7g"))

@@ -94,7 +94,7 @@ def plan_command(
         return
     out = _console()
     _say(out, plan_sentences(result))
-    out.print("\nThe alpha that keeps this first step at another rank:")
+    out.print("\nThe alpha at which another rank's first step lowers the loss as much:")
     table = _table("rank", "under SGD", "under Adam")
     for r, alphas in others.items():
         table.add_row(str(r), *(f"{a:.4g}" for a in alphas), style="bold" if r == rank else "")
@@ -131,8 +131,8 @@ def plan_sentences(p: Plan) -> Iterator[tuple[str, str]]:
     rule = "alpha / sqrt(r)" if p.rslora else "alpha / r"
     yield f"r = {p.rank}, alpha = {p.alpha:g}, n = {p.width}; s = {rule} = {p.scaling:.4g}; A {DRAWS[p.init]}.", ""
     yield (
-        f"Scale. At the same learning rate LoRA's first step moves the outputs {p.sgd:.3g} times as far as full "
-        f"fine-tuning's under SGD (s^2 r sigma^2), and {p.adam:.3g} times as far under Adam.", OPTIMIZER
+        f"Scale. At the same learning rate LoRA's first step lowers the loss by {p.sgd:.3g} of what full fine-tuning's "
+        f"does under SGD (s^2 r sigma^2), and by {p.adam:.3g} of it under Adam, in the mean over A.", OPTIMIZER
     )  # fmt: skip
     beyond = "above that it depends on the data's gradients" if p.largest_dimension else "it depends on the gradients"
     up_to = f"on data of dimension {p.largest_dimension} of {p.width} or less" if p.largest_dimension else "on no data"

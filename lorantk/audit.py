@@ -32,7 +32,7 @@ class Plan:
     order : (c-, c+): c- K_FF <= K_LoRA <= c+ K_FF whatever the inputs, in the mean of the edges
     order_on_data : the same on inputs whose activations span `dimension` directions, or None
     largest_dimension : up to which c+ <= 1
-    sgd, adam : size of LoRA's first step in the outputs, full fine-tuning's being 1 at the same learning rate
+    sgd, adam : by how much LoRA's first step lowers the loss, full fine-tuning's being 1 at the same learning rate
     angle : mean of abs(cos) that a pair with orthogonal activations gets
     """
 
@@ -52,7 +52,7 @@ class Plan:
     angle: float
 
     def alpha_at(self, rank: int) -> tuple[float, float]:
-        """The alpha that keeps the first step at another rank: under SGD, and under Adam."""
+        """The alpha at which another rank's first step lowers the loss as much: under SGD, and under Adam."""
         there = plan(rank, 1.0, self.width, self.init, self.rslora)
         return math.sqrt(self.sgd / there.sgd), self.adam / there.adam
 
@@ -86,7 +86,8 @@ def plan(
     Notes
     -----
     Statements ``order-on-data``, ``kernel-scale``, ``adam-kernel``. Adam's first step is a sign step, so that s enters
-    once: ``|s A a|_1 / |a|_1``, which is s r sigma / sqrt(n) in the mean for activations with Gaussian entries.
+    once: ``|s A a|_1 / |a|_1``, which is s r sigma / sqrt(n) in the mean for activations with Gaussian entries. All are
+    means over A of what a step does to the training loss; how far other outputs move depends on the draw's noise too.
     """
     check_integer("width", width, 1)
     check_integer("rank", rank, 1)

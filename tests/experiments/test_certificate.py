@@ -6,10 +6,11 @@ import pytest
 import torch
 from strategies import gaussian
 
-from experiments.certificate import follow, merged, search
-from experiments.certificate_figures import draw_along, worst_layer
+from experiments.certificate import TOGETHER, follow, merged, orders, over_controls, search, worst_layer
+from experiments.certificate_figures import draw_along
 from experiments.data import digits, recorded
-from lorantk import Adapter, LoRA, attach, mlp
+from experiments.order import kernel_ratios, matrix
+from lorantk import Adapter, LoRA, attach, mlp, ntk
 
 
 def test_the_ratio_never_exceeds_the_certificate():
@@ -38,10 +39,23 @@ def test_along_training_the_certificate_starts_at_that_of_A_and_bounds_the_ratio
     assert (table.ratio <= table.certificate * (1 + 1e-5)).all()
 
 
+def test_all_layers_together_have_the_order_of_the_whole_kernels():
+    x, y = digits(24)
+    model = mlp([64, 16, 10], parametrization="standard").double()
+    adapted = LoRA(4).attach(model, 0)
+    follow(adapted, model, repeat((x, y)), x[:8], ("adamw", 1e-2), [20])
+    lora, full = (ntk(m, x[:8], layers=["0", "2"], output="full") for m in (adapted, merged(adapted, model)))
+    table = orders(adapted, model, x[:8]).set_index("layer").ratio
+    whole = kernel_ratios(matrix(lora), matrix(full))[-1].item()
+    assert table[TOGETHER] == pytest.approx(whole, rel=1e-6)
+    assert table[TOGETHER] < table.drop(TOGETHER).max()
+
+
 def test_the_figure_has_the_worst_layer_of_recorded_runs():
     worst = worst_layer(recorded("results/training-order-minilm"))
     assert set(worst.scaling) == {1.0, 2.0}
-    assert (worst.ratio <= worst.certificate * (1 + 1e-5)).all()
+    assert (worst["worst layer"] <= worst.certificate * (1 + 1e-5)).all()
+    assert (worst["all layers"] <= worst["worst layer"] * (1 + 1e-5)).all()
     titles = [ax.get_title() for ax in draw_along(worst).axes]
     assert titles == ["SGD, s = 1", "SGD, s = 2", "AdamW, s = 1", "AdamW, s = 2"]
 
@@ -52,3 +66,10 @@ def test_training_that_diverges_ends_where_it_does():
     with pytest.warns(UserWarning, match="diverged at step"):
         table = follow(LoRA(4).attach(model, 0), model, repeat((x, y)), x[:8], ("sgd", 1e8), [0, 200])
     assert set(table.step) == {0}
+
+
+def test_controls_of_the_recorded_runs_stand_beside_them():
+    table = over_controls(*map(recorded, ("results/training-order-minilm", "results/training-order-minilm-controls")))
+    assert table.groupby("trained").size().to_dict() == {"adapter": 4, "adapter and head": 7, "head": 2}
+    assert (table["c, all layers"] <= table["c, worst layer"] * (1 + 1e-5)).all()
+    assert (table[table.trained == "head"]["draws above 1, worst layer"] == 0).all()

@@ -48,7 +48,7 @@ const laws = (() => {
     };
   }
 
-  // The alpha that keeps the first step of `setting` at another rank: [under SGD, under Adam].
+  // The alpha at which another rank's first step lowers the loss as much: [under SGD, under Adam].
   function alphaAt(setting, rank) {
     const here = plan(setting), there = plan({ ...setting, rank, alpha: 1 });
     return [Math.sqrt(here.sgd / there.sgd), here.adam / there.adam];
