@@ -57,7 +57,10 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     x : Tensor (n, ...) or mapping of Tensor
         For models in float64.
     """
-    whole, rows = merged(adapted, model), []
+    whole, rows, adapted = merged(adapted, model), [], copy.deepcopy(adapted)
+    for layer in _adapted_layers(adapted).values():  # their kernel, also where training left them frozen
+        layer.down.requires_grad_(True)
+        layer.up.requires_grad_(True)
     sums: list[Tensor] = []
     for name, layer in _adapted_layers(adapted).items():
         lora, full = (matrix(ntk(m, x, layers=[name])) for m in (adapted, whole))
@@ -144,8 +147,8 @@ def over_controls(runs: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Mean accuracy and loss over the draws at the first and the last step, the largest c of a single layer and of all
-        layers together at any step, and in how many draws each exceeds 1.
+        Mean accuracy over the draws at each step, and the largest c of a single layer and of all layers together over
+        steps and draws.
     """
     shared = runs[runs.scaling.isin(controls.scaling) & runs.step.isin(controls.step)].assign(
         trained="adapter and head"
@@ -153,15 +156,10 @@ def over_controls(runs: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for keys, part in pd.concat([shared, controls]).groupby(["trained", "optimizer", "learning_rate"], sort=False):
         worst = worst_layer(part)
-        ends = worst.groupby("step")[["accuracy", "loss"]].mean().iloc[[0, -1]]
-        row = dict(zip(("trained", "optimizer", "learning rate"), keys, strict=True))
-        for column in ("accuracy", "loss"):
-            row |= {f"{column}, {place}": value for place, value in zip(("start", "end"), ends[column], strict=True)}
-        for column in MEASURES[1:]:
-            largest = worst.groupby("seed")[column].max()
-            row |= {f"c, {column}": largest.max(), f"draws above 1, {column}": int((largest > 1).sum())}
-        rows.append(row)
-    return pd.DataFrame(rows).sort_values(["trained", "optimizer", "learning rate"], ascending=[True, False, True])
+        accuracy = worst.groupby("step").accuracy.mean().rename(lambda step: f"accuracy, step {step}")
+        largest = worst[MEASURES[1:]].max().rename(lambda column: f"c, {column}")
+        rows.append(dict(zip(("trained", "optimizer", "rate"), keys, strict=True)) | {**accuracy, **largest})
+    return pd.DataFrame(rows).sort_values(["trained", "optimizer", "rate"], ascending=[True, False, True])
 
 
 def projected_kernel(J: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

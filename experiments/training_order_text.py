@@ -39,7 +39,7 @@ CONTROLS = [
     *(("head", rule) for rule in RULES.items()),
 ]  # fmt: skip
 """What is trained, and by which rule, at scaling 1: other learning rates, the adapter alone, the head alone."""
-CONTROL_CHECKPOINTS = (0, 10, 100)
+CONTROL_CHECKPOINTS = (10, 100)
 
 
 def batches(rows: Tensor, seed: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

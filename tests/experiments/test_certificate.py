@@ -72,4 +72,4 @@ def test_controls_of_the_recorded_runs_stand_beside_them():
     table = over_controls(*map(recorded, ("results/training-order-minilm", "results/training-order-minilm-controls")))
     assert table.groupby("trained").size().to_dict() == {"adapter": 4, "adapter and head": 7, "head": 2}
     assert (table["c, all layers"] <= table["c, worst layer"] * (1 + 1e-5)).all()
-    assert (table[table.trained == "head"]["draws above 1, worst layer"] == 0).all()
+    assert (table[table.trained == "head"]["c, worst layer"] < 0.1).all()  # the adapters' start
