@@ -73,3 +73,16 @@ def test_controls_of_the_recorded_runs_stand_beside_them():
     assert table.groupby("trained").size().to_dict() == {"adapter": 4, "adapter and head": 7, "head": 2}
     assert (table["c, all layers"] <= table["c, worst layer"] * (1 + 1e-5)).all()
     assert (table[table.trained == "head"]["c, worst layer"] < 0.1).all()  # the adapters' start
+    layer, every = "c, worst layer", "c, all layers"
+    by = table.set_index(["trained", "optimizer", "rate"])
+    adamw = table[table.optimizer.eq("adamw") & table.trained.ne("head")]
+    assert len(adamw) == 4
+    assert ((adamw[layer] > 1) & (adamw[every] < 1)).all()  # what chapter 16 says of AdamW, ...
+    assert (by.loc["adapter and head", "sgd"].loc[[0.1, 0.3], layer] < 1).all()  # ... of SGD's rates, ...
+    assert by.loc[("adapter and head", "sgd", 1.0), every] > 100
+    assert by.loc[("adapter", "sgd", 0.3), layer] > 1 > by.loc[("adapter", "sgd", 0.3), every]
+    assert by.loc[("adapter", "sgd", 1.0), every] > 1
+    assert by.loc[("adapter", "adamw", 0.001), "accuracy, step 100"] > 0.8  # ... and of the adapter alone
+    worst = worst_layer(recorded("results/training-order-minilm"))
+    tops = worst[worst.scaling == 2].groupby(["optimizer", "seed"])["all layers"].max().round(2)
+    assert (sorted(tops["adamw"]), tops["sgd"].max()) == ([0.97, 1.09, 1.29], 0.61)
