@@ -119,39 +119,30 @@ def movement(before: nn.Module, after: nn.Module, x: Tensor) -> Tensor:
 
 def decrease(name: str, model: nn.Module, x: Tensor, y: Tensor, learning_rate: float) -> float:
     """Decrease of the loss in one real first step of "sgd" or "adamw", over the learning rate."""
-    return first_step(name, model, x, y, x, learning_rate)[0]
-
-
-def first_step(
-    name: str, model: nn.Module, x: Tensor, y: Tensor, others: Tensor, learning_rate: float
-) -> tuple[float, float]:  # fmt: skip
-    """`decrease`, and the norm of the movement of the outputs on `others` in the same step, over the learning rate."""
-    after = train(name, model, x, y, learning_rate, 1).model
-    with torch.no_grad():
-        losses = [nn.functional.cross_entropy(f(x), y).item() for f in (model, after)]
-        movement = (after(others) - model(others)).norm().item()
-    return (losses[0] - losses[1]) / learning_rate, movement / learning_rate
+    return _fall(model, train(name, model, x, y, learning_rate, 1).model, x, y) / learning_rate
 
 
 def first_steps(
     model: nn.Module, x: Tensor, y: Tensor, others: Tensor, loras: Mapping[tuple[str, int], LoRA], seeds: Sequence[int],
     learning_rate: float,
 ) -> pd.DataFrame:  # fmt: skip
-    """`first_step` of both optimizers, averaged over draws of A, for adapters named by a rule of scale and a rank.
+    """First steps of both optimizers, averaged over draws of A, for adapters named by a rule of scale and a rank.
 
     Returns
     -------
     DataFrame
-        optimizer, rule, rank, decrease, movement
+        optimizer, rule, rank, `decrease`, and the norm of the `movement` on `others` over the learning rate
     """
     rows = []
     for (rule, rank), lora in loras.items():
         for name in ("sgd", "adamw"):
-            found = [first_step(name, lora.attach(model, seed), x, y, others, learning_rate) for seed in seeds]
-            rows += [(name, rule, rank, *step) for step in found]
-    columns = ["optimizer", "rule", "rank"]
-    drawn = pd.DataFrame(rows, columns=[*columns, "decrease", "movement"])
-    return drawn.groupby(columns, sort=False).mean().reset_index()
+            for seed in seeds:
+                before = lora.attach(model, seed)
+                after = train(name, before, x, y, learning_rate, 1).model
+                moved = movement(before, after, others).norm().item()
+                rows.append((name, rule, rank, _fall(before, after, x, y) / learning_rate, moved / learning_rate))
+    steps = pd.DataFrame(rows, columns=["optimizer", "rule", "rank", "decrease", "movement"])
+    return steps.groupby(["optimizer", "rule", "rank"], sort=False, as_index=False).mean()
 
 
 def scale_rules(ranks: Sequence[int], alpha: float) -> dict[tuple[str, int], LoRA]:
@@ -170,6 +161,13 @@ def influences(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     J = jacobian(model, x).unflatten(0, (len(x), -1))
     gradients = torch.einsum("ncp,nc->np", J, cotangents(model, x, y).view(len(x), -1) * len(x))
     return torch.sign(gradients) @ gradients.T
+
+
+def _fall(before: nn.Module, after: nn.Module, x: Tensor, y: Tensor) -> float:
+    """By how much the loss is lower in `after`."""
+    with torch.no_grad():
+        losses = [nn.functional.cross_entropy(model(x), y).item() for model in (before, after)]
+    return losses[0] - losses[1]
 
 
 def _moment(rule: torch.optim.Optimizer, p: Tensor, key: str) -> Tensor:

@@ -61,7 +61,7 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     for layer in _adapted_layers(adapted).values():  # their kernel, also where training left them frozen
         layer.down.requires_grad_(True)
         layer.up.requires_grad_(True)
-    sums: list[Tensor] = []
+    kernels: list[Tensor] = []
     for name, layer in _adapted_layers(adapted).items():
         lora, full = (matrix(ntk(m, x, layers=[name])) for m in (adapted, whole))
         A, B = layer.down.weight.detach(), layer.up.weight.detach()
@@ -69,8 +69,8 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
         share = (layer.scaling * torch.linalg.matrix_norm(B, 2)).item() ** 2
         ratio = kernel_ratios(lora, full)[-1].item()
         rows.append({"layer": name, "certificate": certificate, "share_of_B": share, "ratio": ratio})
-        sums = [total + part for total, part in zip(sums, (lora, full), strict=True)] if sums else [lora, full]
-    ratio = kernel_ratios(*sums)[-1].item()
+        kernels.append(torch.stack([lora, full]))
+    ratio = kernel_ratios(*torch.stack(kernels).sum(0))[-1].item()
     largest = {column: max(row[column] for row in rows) for column in ("certificate", "share_of_B")}
     return pd.DataFrame([*rows, {"layer": TOGETHER, **largest, "ratio": ratio}])
 

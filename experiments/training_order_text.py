@@ -31,14 +31,12 @@ SEEDS = range(3)
 SENTENCES = 16
 CHECKPOINTS = (0, 1, 2, 5, 10, 20, 50, 100)
 BATCH = 32
-CONTROLS = [
-    *(("adapter and head", rule) for rule in (
-        ("sgd", 0.1), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 3e-4), ("adamw", 3e-3),
-    )),
-    *(("adapter", rule) for rule in (("sgd", 0.3), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 1e-3))),
-    *(("head", rule) for rule in RULES.items()),
-]  # fmt: skip
-"""What is trained, and by which rule, at scaling 1: other learning rates, the adapter alone, the head alone."""
+CONTROLS = {
+    "adapter and head": [("sgd", 0.1), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 3e-4), ("adamw", 3e-3)],
+    "adapter": [("sgd", 0.3), ("sgd", 1.0), ("sgd", 3.0), ("adamw", 1e-3)],
+    "head": list(RULES.items()),
+}
+"""What is trained at scaling 1 -> by which rules: other learning rates, the adapter alone, the head alone."""
 CONTROL_CHECKPOINTS = (10, 100)
 
 
@@ -86,7 +84,8 @@ def measure() -> pd.DataFrame:
 
 def measure_controls() -> pd.DataFrame:
     """`run` of each of `CONTROLS` and draws, with the column "trained"."""
-    runs = [(*cell, 1.0, seed, CONTROL_CHECKPOINTS) for cell, seed in itertools.product(CONTROLS, SEEDS)]
+    cells = [(trained, rule) for trained, rules in CONTROLS.items() for rule in rules]
+    runs = [(*cell, 1.0, seed, CONTROL_CHECKPOINTS) for cell, seed in itertools.product(cells, SEEDS)]
     tables = side_by_side(lambda chosen: run(*chosen), runs, -1)
     return pd.concat(table.assign(trained=trained) for table, (trained, *_) in zip(tables, runs, strict=True))
 
