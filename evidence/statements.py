@@ -136,7 +136,7 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
         {
-            "interval": "But for fluctuations LoRA's kernel is between c∓ = s² σₐ² (√r ∓ √d)² times full fine-tuning's",
+            "interval": "LoRA's kernel is between s² σₐ² (√r ∓ √d)² times the full one, but for chance (0 if r ≤ d)",
             "order": "Where c₊ is below 1 beyond fluctuations, LoRA's kernel is below full fine-tuning's",
         },
     ),

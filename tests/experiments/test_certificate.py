@@ -2,6 +2,7 @@
 
 from itertools import repeat
 
+import pandas as pd
 import pytest
 import torch
 from strategies import gaussian
@@ -86,3 +87,26 @@ def test_controls_of_the_recorded_runs_stand_beside_them():
     worst = worst_layer(recorded("results/training-order-minilm"))
     tops = worst[worst.scaling == 2].groupby(["optimizer", "seed"])["all layers"].max().round(2)
     assert (sorted(tops["adamw"]), tops["sgd"].max()) == ([0.97, 1.09, 1.29], 0.61)
+
+
+def test_adamw_takes_two_to_four_of_six_layers_out_by_step_100():
+    controls = recorded("results/training-order-minilm-controls")
+    runs = recorded("results/training-order-minilm").query("scaling == '1'").assign(trained="adapter and head")
+    every = pd.concat([runs, controls[controls.trained != "head"]])
+    last = every[every.optimizer.eq("adamw") & every.step.eq(100) & every.layer.ne(TOGETHER)]
+    outside = (last.ratio > 1).groupby([last.trained, last.learning_rate, last.seed]).sum()
+    assert last.layer.nunique() == 6
+    assert (outside.min(), outside.max()) == (2, 4)
+
+
+def test_the_head_alone_learns_as_well_as_both_by_sgd_and_at_a_higher_loss_by_adamw():
+    head = recorded("results/training-order-minilm-controls").query(
+        "trained == 'head' and step == 100 and learning_rate < 1"
+    )
+    both = recorded("results/training-order-minilm").query("scaling == '1' and step == 100")
+    means = [
+        t.drop_duplicates(["optimizer", "seed"]).groupby("optimizer")[["accuracy", "loss"]].mean() for t in (head, both)
+    ]
+    assert means[0].loc["sgd", "loss"] == pytest.approx(means[1].loc["sgd", "loss"], abs=0.02)
+    assert (means[0] - means[1]).loc["adamw", "loss"] > 0.1
+    assert abs((means[0] - means[1]).loc["adamw", "accuracy"]) < 0.05
