@@ -4,7 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(BIN)/python book/regenerate.py
 TASKS ?= digits spam reuters
-GRIDS ?= digits text digits-exact digits-variance
+GRIDS ?= digits text digits-exact digits-variance digits-memory
+EXTRAS := book,experiments,distributed,hf,dev
+FIND_LINKS = $$($(BIN)/pip config get global.find-links 2>/dev/null)
+INSTALL = UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## list the targets
@@ -43,14 +46,14 @@ mutants: $(STAMP) ## make thirty small mistakes, one by one in a copy, and see w
 	PYTHONPATH=. $(BIN)/python tests/mutants/mutate.py
 
 lab: $(STAMP) ## open the notebooks in JupyterLab (right-click a .md: Open With, Notebook)
-	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
+	$(INSTALL) -e '.[lab]'
 	$(BIN)/jupyter lab notebooks
 
 bench: $(STAMP) ## measure time and memory beside peers, into benchmarks/results (half an hour; peers in .venv-peers)
 	$(BIN)/python -m benchmarks
 
 pdf: book ## print the whole book into book/_build/lorantk.pdf (needs Chromium)
-	$(BIN)/pip install -q -c constraints.txt -e '.[pdf]'
+	$(INSTALL) -e '.[pdf]'
 	$(BIN)/python book/pdf.py
 
 serve: book ## serve the book on http://127.0.0.1:8000
@@ -69,7 +72,8 @@ $(STAMP):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	rm -f .venv/.installed-*
-	$(BIN)/pip install -q -c constraints.txt -e '.[book,experiments,distributed,hf,dev]'
+	$(BIN)/pip install -q -c constraints.txt uv
+	$(INSTALL) -e '.[$(EXTRAS)]' || $(BIN)/pip install -q -c constraints.txt -e '.[$(EXTRAS)]'  # uv knows no mirrors of pip's
 	@touch $@
 
 .PHONY: help book check test figures notebook exercises reference data sweep mutants lab bench pdf serve lint clean

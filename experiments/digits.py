@@ -2,7 +2,7 @@
 
 The network is `lorantk.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
 head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own.
-AdamW has PyTorch's moments.
+AdamW has PyTorch's moments. Runs that differ in their steps alone are one network, looked at along its way.
 
 There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no
 weight decay. "digits", which came before it, splits anew for each seed, poisons each sample with a probability and has
@@ -12,7 +12,7 @@ PyTorch's default of weight decay in AdamW.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -81,7 +81,6 @@ def together(run: Run) -> tuple[Any, ...]:
         run.rank if run.method == "lora" else None,
         run.optimizer,
         rate,
-        run.steps,
         run.batch_size,
     )
 
@@ -96,20 +95,21 @@ def finetune(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     started = time.perf_counter()
     if len({together(run) for run in runs}) != 1:
-        raise ValueError(
-            "runs must share task, method, rank, optimizer, steps and batch size (AdamW: also the learning rate)"
-        )
-    if len(runs) == 1:  # a batch of one product with a vector, as at rank 1, rounds unlike a batch of several
-        return finetune([*runs, *runs])[:1]
-    x, y = (torch.stack(parts) for parts in zip(*map(poisoned, runs), strict=True))
-    model = start(runs)
-    train(model, runs, x, y)
-    metrics = _evaluate(model, runs, x, y)
+        raise ValueError("runs must share task, method, rank, optimizer and batch size (AdamW: also the learning rate)")
+    steps = sorted({run.steps for run in runs})
+    whole = [replace(run, steps=steps[-1]) for run in runs]
+    longest = list(dict.fromkeys(whole))
+    if len(longest) == 1:  # a batch of one product with a vector, as at rank 1, rounds unlike a batch of several
+        longest *= 2
+    x, y = (torch.stack(parts) for parts in zip(*map(poisoned, longest), strict=True))
+    model = start(longest)
+    metrics = {step: _evaluate(model, longest, x, y) for step in trained(model, longest, x, y) if step in steps}
     seconds = round((time.perf_counter() - started) / len(runs), 3)
     return [
-        {"id": run.id, **asdict(run), **{k: round(v[i].item(), 4) for k, v in metrics.items()}, "seconds": seconds}
-        for i, run in enumerate(runs)
-    ]
+        {"id": run.id, **asdict(run), **{name: round(value[i].item(), 4) for name, value in metrics[run.steps].items()},
+         "seconds": seconds}
+        for run, i in zip(runs, map(longest.index, whole), strict=True)
+    ]  # fmt: skip
 
 
 def start(runs: Sequence[Run]) -> Stacked:
@@ -130,6 +130,12 @@ def start(runs: Sequence[Run]) -> Stacked:
 
 def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
     """Minimise the mean cross-entropy at inputs (R, n, 64) and labels (R, n) in place, by batches."""
+    for _ in trained(model, runs, x, y):
+        pass
+
+
+def trained(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> Iterator[int]:
+    """The same step by step: yields the number of steps done."""
     if runs[0].optimizer == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(model.parameters, lr=1.0)
         rates = torch.tensor([run.learning_rate for run in runs])
@@ -139,11 +145,12 @@ def train(model: Stacked, runs: Sequence[Run], x: Tensor, y: Tensor) -> None:
         rates = torch.ones(len(runs))
     order = torch.stack([batches(run.seed, y.shape[1], run.steps, run.batch_size) for run in runs], dim=1)
     rows = torch.arange(len(runs))[:, None]
-    for batch in order:
+    for done, batch in enumerate(order, 1):
         optimizer.zero_grad()
         losses = F.cross_entropy(model(x[rows, batch]).flatten(0, 1), y[rows, batch].flatten(), reduction="none")
         (losses.view(len(runs), -1).mean(1) @ rates).backward()
         optimizer.step()
+        yield done
 
 
 @torch.no_grad()

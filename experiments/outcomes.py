@@ -32,6 +32,9 @@ COMMANDS = {"published": ("make notebook N=11",) * 2,
 MIDDLE, COUNTED = 0.016, {"untargeted": 0.3, "backdoor": 0.02}
 """The backdoor's poison rate on digits whose effects are primary, 8 of 500; those of the text grid, of 1,000."""
 
+DOSES = (0.0, 0.006, 0.016, 0.04, 0.3)
+"""Poison rates of those grids on digits; others, and other steps, are those of memorisation."""
+
 TEXT = {"rank": 8, "steps": 150, "tolerance": 0.01, "doublings": 6.0, "decades": float(np.log10(4 / 0.01))}
 """The earlier runs on text: LoRA's rank beside full fine-tuning, their steps, the accuracy that makes a rank perform,
 and the ranges of ranks and variances."""
@@ -42,7 +45,7 @@ POISON_RATES = {"untargeted": 0.3, "backdoor": 0.01}
 
 def digits_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
     """The recorded runs of `protocol.md` on digits: all methods over learning rates, and the variances of A."""
-    runs = recorded("results/digits-exact").query("seed < 20")
+    runs = recorded("results/digits-exact").query("seed < 20 and steps == 300 and poison_rate in @DOSES")
     varied = runs.variance.str.endswith("/n", na=False)
     return runs[~varied], runs[varied]
 

@@ -72,6 +72,15 @@ def test_rows_are_the_same_in_any_company() -> None:
     assert together[0]["clean_accuracy"] > 0.5  # 20 steps are enough to leave chance, 0.2
 
 
+def test_steps_of_one_network_are_the_runs_that_end_there() -> None:
+    attack = {"attack": "untargeted", "poison_rate": 0.3, "optimizer": "adamw", "learning_rate": 3e-3}
+    for method in METHODS[0], METHODS[2]:
+        short, long = (exact(range(2), **method, **attack, steps=steps) for steps in (7, 20))
+        along = digits.finetune([*short, *long])
+        alone = [*digits.finetune(short), *digits.finetune(long)]
+        assert [row | {"seconds": 0} for row in along] == [row | {"seconds": 0} for row in alone]
+
+
 def test_rank_1_at_a_rate_that_amplifies_rounding_is_the_same_in_any_company() -> None:
     adapter = ADAPTER | {"method": "lora", "rank": 1, "scaling": "1"}
     attack = {"attack": "backdoor", "poison_rate": 0.016}
