@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import logging
 import os
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,28 @@ def left(runs: Sequence[Run], results: Path) -> list[Run]:
 
 
 def jobs(runs: Sequence[Run], size: int) -> list[Job]:
-    """Groups of at most `size` runs that can train as one, by seed: what a stopped grid leaves is whole seeds first."""
+    """Groups of at most `size` runs that can train as one, by seed: what a stopped grid leaves is whole seeds first.
+
+    Runs that differ in their steps alone are one network and stay in one group, even if they are more than `size`.
+    """
     check_integer("size", size, 1)
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         groups.setdefault((run.task, *trainer(run.task).together(run)), []).append(run)
-    parts = [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
-    return sorted(parts, key=lambda part: part[-1].seed)
+    return sorted(itertools.chain(*(_parts(group, size) for group in groups.values())), key=lambda part: part[-1].seed)
+
+
+def _parts(group: Job, size: int) -> Iterator[Job]:
+    networks: dict[Run, list[Run]] = {}
+    for run in group:
+        networks.setdefault(replace(run, steps=1), []).append(run)
+    part: list[Run] = []
+    for along in networks.values():
+        if part and len(part) + len(along) > size:
+            yield part
+            part = []
+        part += along
+    yield part
 
 
 def sweep(

@@ -102,6 +102,14 @@ def test_jobs_hold_what_can_train_together_and_lose_nothing():
     assert sorted(run.id for part in parts for run in part) == sorted(run.id for run in every)
 
 
+def test_checkpoints_of_one_network_stay_in_one_job():
+    every = [Run("digits", steps=steps, seed=seed) for seed in range(5) for steps in (10, 20, 30)]
+    for size, lengths in ((1, [3] * 5), (7, [6, 6, 3])):
+        parts = jobs(every, size)
+        assert [len(part) for part in parts] == lengths
+        assert all(len(part) == 3 * len({run.seed for run in part}) for part in parts)
+
+
 def test_a_rerun_trains_what_is_left_only(tmp_path, runs, monkeypatch):
     assert sweep(runs[:3], tmp_path, processes=1, size=SIZE) == 3
     trained = []
