@@ -5,6 +5,7 @@ Rows are those that the functions of `rate_curves` and `family` return.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -105,3 +106,23 @@ def draw_outcomes(members: Sequence[Member]) -> Figure:
 def _without_counts(setting: str) -> str:
     """A setting without its attack or count of samples, which are the panel's."""
     return ", ".join(part for part in setting.split(", ") if " of " not in part and part not in MARGINS)
+
+
+def draw_memorisation(curves: pd.DataFrame) -> Figure:
+    """Harm of flips against the share of them learned, a row a poison rate, a column an optimizer; bands over rates."""
+    rows, columns = list(curves.flips.unique()), list(curves.optimizer.unique())
+    fig, axes = subplots(len(rows), len(columns), figsize=(6.2, 5.0), sharex=True, sharey="row", squeeze=False)
+    for (row, column), ax in zip(itertools.product(rows, columns), axes.flat, strict=True):
+        panel = curves[(curves.flips == row) & (curves.optimizer == column)]
+        for arm, look in ARM_LOOKS.items():
+            part = panel[panel.arm == arm]
+            if len(part):
+                ax.plot(part.share, part["mean"], label=arm, **look | {"ms": 3.5})
+                ax.fill_between(part.share, part.lowest, part.highest, color=look["color"], alpha=0.12, lw=0)
+        ax.set_title(f"{column}, {row:.0%} flips", fontsize=10.5)
+    for ax in axes[-1]:
+        ax.set_xlabel("share of flips learned")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("harm")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
