@@ -85,10 +85,10 @@ class SavedFigure:
     def _picture(self, base: str, suffix: str, shown: str) -> str:
         """One theme's picture, in its narrow rendering on a narrow screen; a hidden lazy one is never fetched."""
         (width, height), (narrow, tall) = self.sizes["wide"], self.sizes["narrow"]
-        hidden = " hidden" if shown == "only-dark" else ""
+        look = "hidden" if shown == "only-dark" else 'style="background: white"'  # JupyterLab shows it on dark
         return (
             f'<picture><source media="(max-width: 600px)" srcset="{base}-narrow{suffix}.svg" '
-            f'width="{narrow}" height="{tall}"><img class="{shown}"{hidden} loading="lazy" '
+            f'width="{narrow}" height="{tall}"><img class="{shown}" {look} loading="lazy" '
             f'src="{base}{suffix}.svg" width="{width}" height="{height}" alt="{html.escape(self.alt)}"></picture>'
         )
 

@@ -30,12 +30,14 @@ def pictures(fig: Figure, name: str) -> tuple[dict[str, str | bytes], dict[str, 
     files: dict[str, str | bytes] = {}
     sizes = {}
     with matplotlib.rc_context({"svg.hashsalt": name}):
+        _lay_out(fig)
         png = io.BytesIO()
         fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
         files[".png"] = png.getvalue()
         for kind, suffix in (("wide", ""), ("narrow", "-narrow")):
             if kind == "narrow":
                 stack_panels(fig)
+                _lay_out(fig)
             svg = io.StringIO()
             fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
             light = svg.getvalue()
@@ -46,8 +48,15 @@ def pictures(fig: Figure, name: str) -> tuple[dict[str, str | bytes], dict[str, 
     return files, sizes
 
 
+def _lay_out(fig: Figure) -> None:
+    """Give everything in the figure its place, once for all of its files."""
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+
+
 def stack_panels(fig: Figure) -> None:
     """Put the panels of a figure into one column of a phone's width; pictures of matrices into two."""
+    fig.set_layout_engine("constrained")
     specs = {ax: spec for ax in fig.axes if (spec := ax.get_subplotspec()) is not None}
     places = sorted({(spec.rowspan.start, spec.colspan.start) for spec in specs.values()})
     matrices = all(ax.get_images() for ax in specs)

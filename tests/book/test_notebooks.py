@@ -1,4 +1,4 @@
-"""Notebooks hold prose and calls: their code cells are short enough to read on a page."""
+"""Notebooks hold prose and calls: their code cells are short enough to read on a page, their files as jupytext writes them."""
 
 from pathlib import Path
 
@@ -15,3 +15,12 @@ def test_code_cells_are_short_and_define_nothing(path):
     assert cells
     assert [cell for cell in cells if len(cell) > LINES or max(map(len, cell), default=0) > COLUMNS] == []
     assert [line for cell in cells for line in cell if line.lstrip().startswith(("def ", "class "))] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_opening_a_source_in_jupyterlab_changes_nothing_in_it(path):
+    def without_version(text):
+        return [line for line in text.splitlines() if "jupytext_version:" not in line]
+
+    text = path.read_text()
+    assert without_version(jupytext.writes(jupytext.read(path), fmt="md:myst")) == without_version(text)
