@@ -1,4 +1,4 @@
-"""Notebooks hold prose and calls: their code cells are short enough to read on a page, their files as jupytext writes them."""
+"""Notebooks hold prose and calls: cells short enough to read on a page, in files as jupytext writes them."""
 
 from pathlib import Path
 
