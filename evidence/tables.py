@@ -28,12 +28,12 @@ class Badge:
 
 @dataclass(frozen=True)
 class Code:
-    """A name or a command."""
+    """A name or a command; in HTML a line may end within it after a dot or an underscore."""
 
     text: str
 
     def html(self) -> str:
-        return f"<code>{html.escape(self.text)}</code>"
+        return "<code>" + re.sub("([._])", r"\1<wbr>", html.escape(self.text)) + "</code>"
 
     def markdown(self) -> str:
         return f"`{self.text}`"

@@ -18,6 +18,8 @@ import finish  # noqa: E402
 import pdf  # noqa: E402
 from chapters import Chapter, find_chapters, parse_overrides  # noqa: E402
 
+from evidence.tables import Code  # noqa: E402
+
 HIDDEN = (
     '<div class="cell tag_hide-input"><details class="hide above-input"><div class="cell_input"><pre>{code}</pre></div>'
     '</details><div class="cell_output">{output}</div></div>'
@@ -96,8 +98,8 @@ def test_a_chapter_ends_with_its_line_parameters_and_files():
     assert "<code>make notebook N=04</code>" in section
     assert '<code>make notebook N=04 SET="width=2048 profile=quick"</code>' in section
     for name, value in chapter.defaults().items():
-        cells = f'<code>{name}</code></td><td data-head="value here"><code>'
-        assert cells + repr(value).replace("'", "&#x27;") in section
+        cells = f'{Code(name).html()}</td><td data-head="value here">{Code(repr(value)).html()}'
+        assert cells in section
     assert section.count("download=") == 2
 
 
@@ -143,3 +145,9 @@ def test_the_printed_book_has_every_page_of_the_contents(tmp_path):
     assert {n for n in names if n.startswith("notebooks/")} == {f"notebooks/{c.name}" for c in find_chapters(ROOT)}
     with pytest.raises(FileNotFoundError, match="missing: \\['index'"):
         pdf.print_book(tmp_path, names, tmp_path / "book.pdf")
+
+
+def test_fields_of_a_named_tuple_are_not_listed_by_number():
+    field = '<dl class="py attribute"><dt>{0}</dt><dd><p>{1}</p></dd></dl>'
+    soup = mended(field.format("A", "Alias for field number 0") + field.format("rank", "Of the adapter."))
+    assert soup.get_text(" ") == "rank Of the adapter."

@@ -42,7 +42,7 @@ def test_mistakes_are_shown_with_the_tests_that_noticed(tmp_path):
     path.write_text("\n".join(rows) + "\n")
     page = re.sub(' data-head="[^"]*"', "", pages.mistakes(path))
     assert "1 of 2 were noticed" in page
-    assert "<td>a &lt; b</td><td><code>x.py</code></td><td>a is below b</td>" in page
+    assert "<td>a &lt; b</td><td><code>x.<wbr>py</code></td><td>a is below b</td>" in page
     assert "<td>no test</td>" in page
     assert "0 of 0" in pages.mistakes(tmp_path / "none.csv")
 
