@@ -160,7 +160,7 @@ def save(
     frame.columns = frame.columns.map(str)
     columns = {str(column): {**TOLERANCE, **(tolerance or {}).get(str(column), {})} for column in frame.columns}
     for column in frame.select_dtypes("float"):
-        frame[column] = frame[column].where(frame[column].abs() >= columns[str(column)]["atol"], 0.0)
+        frame[column] = frame[column].mask(frame[column].abs() < columns[str(column)]["atol"], 0.0)
 
     directory = results_directory("figures")
     record = {
