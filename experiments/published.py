@@ -58,7 +58,8 @@ def accuracy_sweeps(figures: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def size_in_words(figures: pd.DataFrame) -> str:
     """How many points of how many seeds each, from how many sweeps."""
-    return f"{len(figures)} points of {figures.seeds.unique()} seeds each, from {figures.experiment.nunique()} sweeps"
+    seeds = " or ".join(map(str, figures.seeds.unique()))
+    return f"{len(figures)} points of {seeds} seeds each, from {figures.experiment.nunique()} sweeps"
 
 
 def accuracy_curves(figures: pd.DataFrame, x: str) -> pd.DataFrame:
@@ -228,7 +229,7 @@ def kept_in_words(family: Sequence[Effect], kept: NDArray[np.bool_]) -> str:
         f"{len(family)} comparisons; {excluding} intervals exclude 0; "
         f"at a false discovery rate of 5 % {len(stay)} stay\n"
         f"differences between the methods under flips that stay: {sum(e.name.startswith('flips') for e in stay)}; "
-        f"effects against a finding that stay: {[e.name for e in stay if e.value < 0]}"
+        f"effects against a finding that stay: {', '.join(e.name for e in stay if e.value < 0) or 'none'}"
     )
 
 
