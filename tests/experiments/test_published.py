@@ -124,7 +124,7 @@ def test_what_stays_is_counted() -> None:
     family = [Effect("flips, a", 1, 0.5, 2, 5), Effect("flips, b", 1, -1, 3, 5), Effect("against", -1, -2, -0.5, 5)]
     words = published.kept_in_words(family, np.array([True, False, True]))
     assert "3 comparisons; 2 intervals exclude 0; at a false discovery rate of 5 % 2 stay" in words
-    assert "under flips that stay: 1; effects against a finding that stay: ['against']" in words
+    assert "under flips that stay: 1; effects against a finding that stay: against" in words
 
 
 def test_tables_are_compared_line_by_line() -> None:
