@@ -214,7 +214,7 @@ def kernel_scale_claim(seed: int, width: int, rank: int, alpha: float, draws: in
     reach = tolerance.student(5 * draws - 1)
     slack = tolerance.slope(ranks, [(2 / (r * draws)) ** 0.5 for r in ranks], 1e-3)
     wrong, power = "variance, rank or s enter otherwise", "the step does not scale as the law has it"
-    tip = "mean of K_LoRA / K_FF − s² r σₐ², in standard errors"
+    tip = "mean of LoRA's kernel / full's − s² r σₐ², in standard errors"
 
     gap = lambda values: max(abs(values[key] - value) for key, value in POWERS.items())  # noqa: E731
     return Claim(

@@ -94,9 +94,9 @@ def order_in_training(seed: int, width: int, rank: int, cases: int, draws: int, 
         [
             Evidence(tip, measure(lambda t: (t.ratio / t.bound).max(), found), 0, SLACK, breaks),
             Evidence("identity: largest relative error", measure(lambda t: t.error.max(), found), 0, 1e-9,
-                     "K_LoRA is not J P Jᵀ at the merged weights"),
+                     "LoRA's kernel is not J P Jᵀ at the merged weights"),
             Evidence("identity by plain gradients, P written out", measure(plain_identity, small), 0, 1e-9,
-                     "K_LoRA is not J P Jᵀ at the merged weights"),
+                     "LoRA's kernel is not J P Jᵀ at the merged weights"),
             Evidence("largest ratio / certificate by plain gradients", measure(plain_ratio, small), 0, SLACK, breaks),
             Evidence("largest ratio / certificate, along training, all layers", measure(
                 lambda t: (t.ratio / t.certificate).max(), runs), 0, SLACK, breaks),
