@@ -51,7 +51,7 @@ def die_with_parent() -> None:
 
 
 def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome:
-    """Run one chapter with papermill inside `stage`; runs in its own process, whose environment it may change."""
+    """Run one chapter with papermill inside `stage`, in a process that runs chapters only: it changes the environment."""
     notebooks = stage / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     parameters = chapter.defaults() | overrides
@@ -144,7 +144,7 @@ def _executed(
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     context = multiprocessing.get_context("spawn")
     with (
-        ProcessPoolExecutor(jobs, context, die_with_parent, max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(jobs, context, die_with_parent) as pool,
         Progress(*columns, console=console, disable=not chapters) as progress,
     ):
         task = progress.add_task("chapters", total=len(chapters))
