@@ -76,21 +76,21 @@ def proxy_correlations(table: pd.DataFrame, rng: np.random.Generator) -> Correla
     }
 
 
-def partial_correlations(table: pd.DataFrame, rng: np.random.Generator) -> Correlations:
-    """What each proxy of the theory says of harm beyond rank and clean accuracy: partial Spearman correlations."""
+def partial_correlations(table: pd.DataFrame, rng: np.random.Generator, held: Sequence[str] = NULL) -> Correlations:
+    """What each proxy of the theory says of harm beyond the columns `held`: partial Spearman correlations."""
     return {
         (str(optimizer), str(attack)): [
-            partial_spearman(rows[column], rows.harm, rows[list(NULL)].to_numpy().T, rng, name)
+            partial_spearman(rows[column], rows.harm, rows[list(held)].to_numpy().T, rng, name)
             for column, name in _theory().items()
         ]
         for (optimizer, attack), rows in table.groupby(["optimizer", "attack"])
     }
 
 
-def added_on_held_out(table: pd.DataFrame) -> pd.DataFrame:
+def added_on_held_out(table: pd.DataFrame, known: Sequence[str] = NULL) -> pd.DataFrame:
     """How much better each proxy makes the prediction of a configuration that was left out.
 
-    Harm is regressed on the ranks of the null proxies, and on those and one proxy more, over all other configurations.
+    Harm is regressed on the ranks of the columns `known`, and on those and one proxy more, over all others.
 
     Returns
     -------
@@ -100,9 +100,9 @@ def added_on_held_out(table: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for (optimizer, attack), rows in table.groupby(["optimizer", "attack"]):
-        without = _left_out_errors(rows, list(NULL))
+        without = _left_out_errors(rows, known)
         for column, name in _theory().items():
-            errors = _left_out_errors(rows, [*NULL, column])
+            errors = _left_out_errors(rows, [*known, column])
             gain = paired_contrast(np.column_stack([without, errors]), [1, -1], name)
             found.append({"optimizer": optimizer, "attack": attack, "proxy": name, "error_null": without.mean(),
                           "error": errors.mean(), "gain": gain.value, "low": gain.low, "high": gain.high})  # fmt: skip

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from experiments import prediction
+from experiments.data import recorded
 from experiments.prediction_figures import draw_clouds, draw_correlations, draw_partial, draw_step_and_rank
 from experiments.runs import harms
 
@@ -133,3 +134,18 @@ def test_what_lora_spares_is_step_plus_rank() -> None:
     assert rows.part.tolist()[:2] == ["flips, r = 1: step size", "flips, r = 1: low rank"]
     assert rows.spared.tolist() == pytest.approx([0.2, 0.05] * 6)
     assert draw_step_and_rank(parts).axes[0].get_xlabel() == "harm spared"
+
+
+def test_with_the_learning_rate_known_no_proxy_adds_anything():
+    """What chapter 13 says of the recorded runs."""
+    digits, proxies = recorded("results/digits").query("seed < 20"), recorded("results/proxies-digits")
+    table = prediction.predicted_and_measured(digits, proxies, POISON_RATES, 300)
+    known = (*prediction.NULL, "learning_rate")
+    best = prediction.most_added(prediction.added_on_held_out(table, known))
+    assert len(best) == 4
+    assert (best["that add"] == 0).all()
+    partial = prediction.partial_correlations(table, np.random.default_rng(0), known)
+    flips = partial["adamw", "untargeted"]
+    assert all(abs(abs(e.value) - 0.7) < 0.05 for e in flips)
+    assert all(e.low * e.high > 0 for e in flips)
+    assert all(abs(e.value) < 0.1 for key in (("sgd", "backdoor"), ("sgd", "untargeted")) for e in partial[key])
