@@ -51,7 +51,7 @@ def die_with_parent() -> None:
 
 
 def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome:
-    """Run one chapter with papermill inside `stage`, in a process that runs chapters only: it changes the environment."""
+    """Run one chapter with papermill inside `stage`, in a process for chapters only, whose environment it changes."""
     notebooks = stage / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     parameters = chapter.defaults() | overrides
