@@ -76,3 +76,14 @@ def test_the_grid_is_the_one_that_is_analysed():
     recorded = memorisation.memorising_runs()
     assert set(recorded.id) <= {run.id for run in runs}
     assert len(recorded) == recorded.seed.nunique() * len(runs) / 20
+
+
+def test_where_half_of_the_flips_are_learned_lora_has_lost_more():
+    """What chapter 12 says of the recorded grid."""
+    found = comparisons(memorisation.along(memorisation.memorising_runs())).query("share == 0.5")
+    method = found[found.effect.str.startswith("LoRA")].set_index(["optimizer", "flips"])
+    assert (method.lowest.drop(("AdamW", 0.4)) > 0).all()
+    assert -0.01 < method.lowest["AdamW", 0.4] < 0 < method.highest["AdamW", 0.4]
+    trend = found[found.effect.str.startswith("rank")]
+    assert (trend.lowest < 0).any()
+    assert (method.low < 0).all()
