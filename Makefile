@@ -7,7 +7,7 @@ TASKS ?= digits spam reuters
 GRIDS ?= digits text digits-exact digits-variance digits-memory
 EXTRAS := book,experiments,distributed,hf,dev
 FIND_LINKS = $$($(BIN)/pip config get global.find-links 2>/dev/null)
-INSTALL = UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
+INSTALL = UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 help: ## list the targets
