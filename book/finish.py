@@ -51,9 +51,9 @@ def mend(soup: BeautifulSoup) -> None:
     """Change one page in place: icons, roles, heads, hidden cells."""
     for script in soup.find_all("script", src=re.compile("fontawesome")):
         script.decompose()
-    for field in soup.select("dl.py.attribute"):  # of a named tuple: its own docstring says what they are
-        if "Alias for field number" in field.get_text():
-            field.decompose()
+    for text in soup.select("dl.py.attribute dd > p"):  # of a named tuple: its own docstring says what the fields are
+        if text.get_text().startswith("Alias for field number"):
+            text.decompose()
     for entry in soup.select('[role="doc-biblioentry"]'):
         entry["role"] = "listitem"
     for head in soup.find_all("th"):

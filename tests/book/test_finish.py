@@ -147,7 +147,7 @@ def test_the_printed_book_has_every_page_of_the_contents(tmp_path):
         pdf.print_book(tmp_path, names, tmp_path / "book.pdf")
 
 
-def test_fields_of_a_named_tuple_are_not_listed_by_number():
+def test_fields_of_a_named_tuple_are_listed_without_their_numbers():
     field = '<dl class="py attribute"><dt>{0}</dt><dd><p>{1}</p></dd></dl>'
     soup = mended(field.format("A", "Alias for field number 0") + field.format("rank", "Of the adapter."))
-    assert soup.get_text(" ") == "rank Of the adapter."
+    assert soup.get_text(" ") == "A rank Of the adapter."
