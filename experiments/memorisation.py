@@ -47,11 +47,11 @@ def along(runs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        The columns in `NETWORK`, steps, share, harm, accuracy; empty where it, or for harm its partner, diverged.
+        The columns in `NETWORK`, steps, share, harm; empty where it, or for harm its partner, diverged.
     """
     table = named_arms(harms(runs.astype({"rank": "float64"})))
-    table = table.rename(columns={"poison_accuracy": "share", "clean_accuracy": "accuracy"})
-    return table[[*NETWORK, "steps", "share", "harm", "accuracy"]].sort_values([*NETWORK, "steps"])
+    table = table.rename(columns={"poison_accuracy": "share"})
+    return table[[*NETWORK, "steps", "share", "harm"]].sort_values([*NETWORK, "steps"])
 
 
 def at_share(table: pd.DataFrame, share: float) -> pd.DataFrame:
