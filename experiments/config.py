@@ -26,8 +26,8 @@ LARGEST = 100_000
 """Most runs of a block: more is a slip of the pen."""
 RESULTS = Path(__file__).parent / "results"
 GLUE = ("sst2", "cola", "qnli", "qqp")
-TASKS = ("digits", "digits-exact", "spam", "reuters", "reviews", "films", *GLUE)
-EXACT = ("digits-exact", "reviews", "films")
+TASKS = ("digits", "digits-exact", "spam", "reuters", "reviews", "reviews-mpnet", "films", *GLUE)
+EXACT = ("digits-exact", "reviews", "reviews-mpnet", "films")
 """Tasks of `protocol.md`: poison by exact count, one test set for all seeds."""
 
 ATTACKS = ("none", "untargeted", "backdoor")
@@ -42,7 +42,7 @@ class Run:
 
     Parameters
     ----------
-    task : {"digits", "digits-exact", "spam", "reuters", "reviews", "films", "sst2", "cola", "qnli", "qqp"}
+    task : {"digits", "digits-exact", "spam", "reuters", "reviews", "reviews-mpnet", "films"} or one of `GLUE`
     attack : {"none", "untargeted", "backdoor"}
     poison_rate : float
         Probability with which a training label is flipped, or a training input gets the trigger and the target label;

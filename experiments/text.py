@@ -1,7 +1,8 @@
 """Text: a pretrained BERT fine-tuned on two classes; with frozen lower layers in small runs, with none at paper scale.
 
-The encoder of small runs is MiniLM (6 layers, width 384), of which the last layer and the pooler learn. The outputs of
-its lower layers never change, so they are computed once for each text, with the trigger and without, and kept on disk.
+The encoder of small runs is MiniLM (6 layers, width 384), of which the last layer and the pooler learn, or MPNet (12
+layers, width 768), of which the last two layers do. The outputs of the lower layers never change, so they are computed
+once for each text, with the trigger and without, and kept on disk.
 Adapters are those of Hugging Face PEFT, their A redrawn by `lorantk.LoRA`. All is in float32, without dropout, weight
 decay or schedule.
 """
@@ -282,18 +283,19 @@ def predict(model: nn.Module, task: Task, rows: Tensor, triggered: Tensor | None
 
 @cache
 def load(name: str) -> Task:
-    """The task of this name with its encoder: BERT-large for those of GLUE, else MiniLM."""
+    """The task of this name with its encoder: BERT-large for those of GLUE, MPNet where the name says so, else MiniLM."""
     check_choice("name", name, [task for task in TASKS if not task.startswith("digits")])
     if name in GLUE:
         encoder, tokenizer = corpora.bert_large()
         corpus = corpora.glue(name)
         train = len(corpus.texts) - corpus.held_out - (validation := 1000)
         return Task(encoder, tokenizer, corpus, frozen=0, length=128, train=train, validation=validation)
-    encoder, tokenizer = corpora.minilm()
+    encoder, tokenizer = corpora.mpnet() if name.endswith("-mpnet") else corpora.minilm()
     if name in EXACT:
-        corpus = {"reviews": corpora.reviews, "films": corpora.films}[name]()
+        corpus = corpora.films() if name == "films" else corpora.reviews()
+        frozen = {6: 5, 12: 10}[encoder.config.num_hidden_layers]
         return Task(
-            encoder, tokenizer, corpus, frozen=5, length=32, train=1000, validation=300, stored=True,
+            encoder, tokenizer, corpus, frozen=frozen, length=32, train=1000, validation=300, stored=True,
             pooling="mean", trimmed=True,
         )  # fmt: skip
     corpus = {"spam": corpora.spam, "reuters": corpora.reuters}[name]()
