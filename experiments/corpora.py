@@ -160,7 +160,7 @@ def read(name: str) -> bytes:
     archive = (ARCHIVES | MPNET)[name]
     path = directory() / archive.name
     if not path.exists():
-        command = "python -m experiments.order_text" if name in MPNET else "make data"
+        command = "python -m experiments data --mpnet" if name in MPNET else "make data"
         raise FileNotFoundError(f"{path} is missing: `{command}` fetches it")
     content = path.read_bytes()
     _check(archive, content)

@@ -479,3 +479,16 @@ def test_frozen_layers_of_mpnet_see_its_bias():
         model = Classifier(task.encoder, frozen, torch.Generator().manual_seed(1), "mean").eval()
         logits.append(model(**task.batch(every, off(every))))
     torch.testing.assert_close(*logits, rtol=ROUND_OFF, atol=ROUND_OFF)
+
+
+def test_mpnet_above_its_frozen_layers_computes_what_the_whole_encoder_does():
+    whole = replace(made_up(frozen=0), encoder=from_mpnet(small_mpnet()), pooling="mean")
+    every = torch.arange(30)
+    outputs = [
+        Classifier(task.encoder, task.frozen, torch.Generator().manual_seed(1), "mean").eval()(
+            **task.batch(every, every % 3 == 0)
+        )
+        for task in (whole, replace(whole, frozen=1), replace(whole, frozen=1, trimmed=True))
+    ]
+    for found in outputs[1:]:
+        torch.testing.assert_close(found, outputs[0], rtol=ROUND_OFF, atol=ROUND_OFF)
