@@ -19,15 +19,17 @@ ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ),
     (
         "Wide networks have a fixed, deterministic kernel",
-        "Full fine-tuning, yes: {doc}`chapter 2 <notebooks/02-infinite-width-kernel>`. LoRA at fixed rank, neither: "
-        "{doc}`chapters 3 <notebooks/03-kernel-of-lora>` and {doc}`9 <notebooks/09-lazy-or-not>`",
+        "Full fine-tuning, yes: {doc}`chapter 2 <notebooks/02-infinite-width-kernel>`. LoRA's own part at fixed rank, "
+        "beside its mean, neither: {doc}`chapters 3 <notebooks/03-kernel-of-lora>` and "
+        "{doc}`9 <notebooks/09-lazy-or-not>`",
         ("ntk-limit", "ntk-constant", "ntk-limit-lora", "ntk-constant-lora"),
     ),
     (
         "The correction is negative semi-definite when the variance is below $1/n$",
-        "At fixed rank, yes; else the condition is $s^2\\sigma_a^2 n\\,(1+\\sqrt{r/n})^2 \\le 1$: "
-        "{doc}`chapter 4 <notebooks/04-matrix-m>`. What the paper needs, the order of the kernels, holds on data far "
-        "beyond it: {doc}`the order on the data <notebooks/15-the-order-on-the-data>`",
+        "In wide layers: at fixed rank yes, if below it by a fixed factor; else the condition is "
+        "$s^2\\sigma_a^2 n\\,(1+\\sqrt{r/n})^2 < 1$: "
+        "{doc}`chapter 4 <notebooks/04-matrix-m>`. What the paper needs, the order of the kernels, holds on data "
+        "of low dimension far beyond it: {doc}`the order on the data <notebooks/15-the-order-on-the-data>`",
         ("thm-nsd", "cor-ideal", "order-on-data"),
     ),
     (

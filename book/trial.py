@@ -107,8 +107,23 @@ class Report:
     @property
     def command(self) -> str:
         """The line that repeats the trial."""
-        values = (f"{name}={str(value).replace(', ', ',')}" for name, value in self.overrides.items())
+        return self._command(self.overrides)
+
+    def _command(self, overrides: Mapping[str, Any]) -> str:
+        values = (f"{name}={str(value).replace(', ', ',')}" for name, value in overrides.items())
         return f"make notebook N={self.chapter.name.split('-')[0]} SET={shlex.quote(' '.join(values))}"
+
+    @property
+    def advice(self) -> str:
+        """How to tell what the settings move from what the quick profile moves; empty if only one of them was set."""
+        quick, others = ({k: v for k, v in self.overrides.items() if (k == "profile") == is_profile}
+                         for is_profile in (True, False))  # fmt: skip
+        if not (quick and others):
+            return ""
+        return (
+            f"The profile moves numbers too: {self._command(quick)} shows which. "
+            f"What {' and '.join(others)} alone moves: {self._command(others)}"
+        )
 
     @property
     def verdicts(self) -> Table:
@@ -136,6 +151,8 @@ class Report:
             if table.rows:
                 table.show(f"{self.chapter.name}: {title}")
         print(*self.turned(), sep="\n")
+        if self.advice:
+            print(self.advice)
         print(f"{self.command}: see {os.path.relpath(folder_of(self.chapter) / 'index.html')}")
 
     def html(self) -> str:
@@ -145,6 +162,7 @@ class Report:
         pictures = sorted((folder_of(self.chapter) / "_static" / "figures").glob("*.csv"))
         body = [
             f"<h1>Trial of {name}</h1><p>{Code(self.command).html()}</p>",
+            f"<p>{html.escape(self.advice)}</p>" if self.advice else "",
             Table(("parameter", "book", "this trial"), settings).html(),
             f"<h2>What turned</h2><ul>{''.join(f'<li>{html.escape(line)}</li>' for line in self.turned())}</ul>",
             "<h2>Verdicts and checks</h2>" + self.verdicts.html() if self.records else "",

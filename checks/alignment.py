@@ -123,7 +123,7 @@ def aligned(model: nn.Module, pairs: Mapping[str, Pair], ranks: Sequence[int], w
     return pd.DataFrame(rows)
 
 
-COLUMNS = ["inner", "cosine", "cosine_equal", "error", "error_equal", "batch", "batch_equal"]
+COLUMNS = ["inner", "cosine", "cosine_equal", "error", "error_equal", "batch", "batch_equal", "positive"]
 
 
 def largest(table: pd.DataFrame, attack: str, column: str) -> float:
@@ -199,7 +199,7 @@ def inner_products(seed: int, found: Setting, low: int, table: Measured[pd.DataF
     """What the inference needs of inner products, by attack."""
     model, clean, poison = found
     variance = f"{0.95 * 64 * nsd_variance_bound(low, 64)}/n"
-    shrink = "where M ≤ 0 no squared norm grows, and inner products with them shrink"
+    shrink = "where M ≤ 0 no squared norm grows, and on the digits mean inner products shrink with them"
     evidence = []
     for attack, batch in poison.items():
         evidence += [

@@ -132,7 +132,8 @@ STATEMENTS: dict[str, Statement] = {
         },
     ),
     "order-on-data": Statement(
-        "On data of dimension d LoRA's kernel is below full fine-tuning's if s² σₐ² (√r + √d)² < 1, but for chance",
+        "At B = 0, on data of dimension d, a layer's LoRA kernel is below its full one if s² σₐ² (√r + √d)² < 1, "
+        "but for chance",
         "lorantk.spectra.order_interval",
         "experiments.order.test_one_layer_stays_inside_the_interval_of_the_law",
         {
@@ -141,16 +142,16 @@ STATEMENTS: dict[str, Statement] = {
         },
     ),
     "order-in-training": Statement(
-        "At every step LoRA's kernel is below full fine-tuning's where s²(‖A‖² + ‖B‖²) is at most 1",
+        "At every step LoRA's kernel is below the full one at the same weights where s²(‖A‖² + ‖B‖²) is at most 1",
         "lorantk.spectra.order_certificate",
         "experiments.certificate.test_the_ratio_never_exceeds_the_certificate",
     ),
     "kernel-scale": Statement(
-        "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+        "At B = 0, in the mean over A, a layer's LoRA kernel is s² r σₐ² times its full one",
         "lorantk.spectra.kernel_scale",
         "experiments.adam.test_the_mean_kernel_over_draws_has_the_scale_of_the_law",
         {
-            "mean": "In the mean over A, LoRA's kernel is s² r σₐ² times full fine-tuning's",
+            "mean": "At B = 0, in the mean over A, a layer's LoRA kernel is s² r σₐ² times its full one",
             "steps": "The first step lowers the loss as s² r σₐ² under SGD and as s r σₐ under Adam",
         },
     ),
@@ -189,7 +190,7 @@ STATEMENTS: dict[str, Statement] = {
         "lorantk.spectra.nsd_variance_bound",
         "lorantk.spectra.test_probability_of_semidefiniteness_matches_draws",
         {
-            "default": "Under PEFT's defaults M is negative semi-definite",
+            "default": "Under PEFT's defaults M is negative semi-definite, in wide layers",
             "paper": "At the paper's r = 8, α = 16 it is not",
         },
     ),

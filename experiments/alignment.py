@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     cotangents : dict of Tensor (n_c + n_p, n_c + n_p)
         Gram matrix of each layer's dL/dy.
     batch : Tensor (n_p,)
-        Absolute cosine of each poisoned gradient with the mean clean one, trained in full.
+        Cosine of each poisoned gradient with the mean clean one, trained in full.
     """
 
     inner: Tensor
@@ -87,25 +87,30 @@ def relative_alignment(model: nn.Module, found: Pair, rank: int, variance: float
     Returns
     -------
     dict
-        inner, cosine, cosine_equal: ratios of means over pairs; batch, batch_equal: ratios of the mean cosine of a
-        poisoned gradient and the mean clean one; error, error_equal: root mean square error of the pairs' cosines.
+        inner, cosine, cosine_equal: ratios of means over pairs; batch, batch_equal: ratios of the mean size of the
+        cosine of a poisoned gradient and the mean clean one; positive, positive_full: shares of these cosines above 0,
+        LoRA's (at variance 1/n) and full fine-tuning's; error, error_equal: root mean square error of the pairs'
+        cosines.
     """
     drawn = LoRA(rank, 1.0).sample(model, seed)
     n = len(found.inner)
     by_fan_in = gradient_gram(found, {name: A / A.shape[1] ** 0.5 for name, A in drawn.items()})
     grams = {"": by_fan_in, "_equal": gradient_gram(found, drawn)}
     cosines = {name: _cosine(G)[:n, n:] for name, G in grams.items()}
-    batches = {f"batch{name}": (with_mean(G, n).mean() / found.batch.mean()).item() for name, G in grams.items()}
+    means = {f"batch{name}": with_mean(G, n) for name, G in grams.items()}
+    batches = {name: (cosine.abs().mean() / found.batch.abs().mean()).item() for name, cosine in means.items()}
+    signs = {"positive": means["batch"], "positive_full": found.batch}
+    shares = {name: (cosine > 0).double().mean().item() for name, cosine in signs.items()}
     inner = variance * by_fan_in[:n, n:].abs().mean() / found.inner.mean()
     ratios = {f"cosine{name}": (c.mean() / found.cosine.mean()).item() for name, c in cosines.items()}
     errors = {f"error{name}": (c - found.cosine).square().mean().sqrt().item() for name, c in cosines.items()}
-    return {"inner": inner.item()} | ratios | errors | batches
+    return {"inner": inner.item()} | ratios | errors | batches | shares
 
 
 def with_mean(gram: Tensor, n: int) -> Tensor:
-    """Absolute cosine of each later gradient with the mean of the first n, from inner products; 0 where one is 0."""
+    """Cosine of each later gradient with the mean of the first n, from inner products; 0 where one is 0."""
     size = (gram[:n, :n].mean() * gram.diagonal()[n:]).clamp(min=0.0).sqrt()
-    return (gram[:n, n:].mean(0) / size.where(size > 0, 1.0)).abs()
+    return gram[:n, n:].mean(0) / size.where(size > 0, 1.0)
 
 
 def _cosine(gram: Tensor) -> Tensor:

@@ -132,7 +132,8 @@ def plan_sentences(p: Plan) -> Iterator[tuple[str, str]]:
     yield f"r = {p.rank}, alpha = {p.alpha:g}, n = {p.width}; s = {rule} = {p.scaling:.4g}; A {DRAWS[p.init]}.", ""
     yield (
         f"Scale. At the same learning rate LoRA's first step lowers the loss by {p.sgd:.3g} of what full fine-tuning's "
-        f"does under SGD (s^2 r sigma^2), and by {p.adam:.3g} of it under Adam, in the mean over A.", OPTIMIZER
+        f"does under SGD (s^2 r sigma^2), and by about {p.adam:.3g} of it under Adam (more where activations are "
+        "sparse), in the mean over A.", OPTIMIZER
     )  # fmt: skip
     beyond = "above that it depends on the data's gradients" if p.largest_dimension else "it depends on the gradients"
     up_to = f"on data of dimension {p.largest_dimension} of {p.width} or less" if p.largest_dimension else "on no data"

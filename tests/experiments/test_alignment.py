@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from checks.autograd import loss_gradients
 from experiments.alignment import gradient_gram, pair, relative_alignment
 from lorantk import LoRA, gradient_alignment, mlp
 from lorantk.fisher import loss_gram
@@ -31,6 +32,10 @@ def test_ratios_are_of_the_means_and_errors_of_the_cosines() -> None:
         cosine = gradient_alignment(LoRA(2, rule).attach(model, 7), clean, poisoned, cosine=True)
         assert found[f"error{suffix}"] == pytest.approx((cosine - full.cosine).square().mean().sqrt().item())
         assert found[f"cosine{suffix}"] == pytest.approx((cosine.mean() / full.cosine.mean()).item())
+    by_fan_in = LoRA(2, "1/n").attach(model, 7)
+    for name, network in {"positive": by_fan_in, "positive_full": model}.items():
+        mean = loss_gradients(network, *clean).mean(0)
+        assert found[name] == (loss_gradients(network, *poisoned) @ mean > 0).double().mean().item()
     doubled = relative_alignment(model, full, 2, 1.0, 7)
     assert doubled["inner"] == pytest.approx(2 * found["inner"])  # at B = 0 the kernel is linear in the variance
     assert doubled["cosine"] == found["cosine"]

@@ -44,11 +44,11 @@ document.addEventListener("DOMContentLoaded", () => {
       return;
     }
     const p = laws.plan(setting), [sgd, adam] = laws.alphaAt(setting, other);
-    const limit = p.largestDimension === setting.width ? "" : ` The order ends at dimension ${p.largestDimension}.`;
+    const limit = p.largestDimension === setting.width ? "" : ` Above dimension ${p.largestDimension} it depends on the gradients.`;
     answers.everywhere.innerHTML = order(p.order, p.doubt, setting.draw, true);
     answers.data.innerHTML = order(p.orderOnData, p.doubtOnData, setting.draw, p.scaling <= 1) + limit;
     answers.step.innerHTML =
-      `<b>${number(p.sgd)}</b> of full fine-tuning's under SGD, <b>${number(p.adam)}</b> under Adam, at its learning rate.`;
+      `<b>${number(p.sgd)}</b> of full fine-tuning's under SGD, about <b>${number(p.adam)}</b> under Adam (more where activations are sparse), at its learning rate.`;
     answers.kept.innerHTML = `alpha <b>${number(sgd)}</b> under SGD, <b>${number(adam)}</b> under Adam.`;
     const state = { ...setting, stabilised: Number(setting.stabilised) };
     form.querySelector("a[href*='explorer']").href = `explorer.html#${new URLSearchParams(state)}`;
