@@ -103,24 +103,26 @@ def command(*arguments: object) -> str:
 
 
 def audited(base: Path, folders: dict[int, Path], texts: list[str]) -> pd.DataFrame:
-    """Certificate, measured order and scale of the kernel, and norms, of adapters on one base; a row an adapter."""
+    """Certificate, measured order and ratio of the kernels' traces, and norms, of adapters on one base; a row each."""
     rows = []
     for steps, folder in folders.items():
         saved = read_adapter(folder)
         found, kernel = audit(saved), audit_texts(saved, base, texts)
         rows.append({
-            "steps": steps, "certificate": found.certificate, "order": kernel.order, "scale": kernel.scale,
+            "steps": steps, "certificate": found.certificate, "order": kernel.order, "trace_ratio": kernel.scale,
             "largest |B|": max(layer.norm_b for layer in found.layers), "|sBA|": found.update,
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def along_training(audits: pd.DataFrame) -> Figure:
-    """Draw certificate, measured order and scale of the table that `audited` gives against steps, and the line at 1."""
+    """Draw certificate, measured order and ratio of traces of the table that `audited` gives against steps, and the line at 1."""
     fig, ax = subplots(figsize=(5.6, 3.4))
     ax.axhline(1, color=COLORS["theory"], lw=1)
-    for marker, color, column in zip("os^", ("full", "lora", "third"), ("certificate", "order", "scale"), strict=True):
-        ax.plot(audits.steps, audits[column], marker=marker, color=COLORS[color], label=column)
+    for marker, color, column in zip(
+        "os^", ("full", "lora", "third"), ("certificate", "order", "trace_ratio"), strict=True
+    ):
+        ax.plot(audits.steps, audits[column], marker=marker, color=COLORS[color], label=column.replace("_", " "))
     ax.set(xlabel="steps of AdamW", ylabel="LoRA's kernel over full fine-tuning's", yscale="log")
     ax.legend()
     return fig
