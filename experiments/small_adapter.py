@@ -116,7 +116,7 @@ def audited(base: Path, folders: dict[int, Path], texts: list[str]) -> pd.DataFr
 
 
 def along_training(audits: pd.DataFrame) -> Figure:
-    """Draw certificate, measured order and ratio of traces of the table that `audited` gives against steps, and the line at 1."""
+    """Draw the certificate, the order and the ratio of traces that `audited` gives against steps, and the line at 1."""
     fig, ax = subplots(figsize=(5.6, 3.4))
     ax.axhline(1, color=COLORS["theory"], lw=1)
     for marker, color, column in zip(

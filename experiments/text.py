@@ -283,7 +283,7 @@ def predict(model: nn.Module, task: Task, rows: Tensor, triggered: Tensor | None
 
 @cache
 def load(name: str) -> Task:
-    """The task of this name with its encoder: BERT-large for those of GLUE, MPNet where the name says so, else MiniLM."""
+    """The task of this name with its encoder: BERT-large for those of GLUE, MPNet for its own, else MiniLM."""
     check_choice("name", name, [task for task in TASKS if not task.startswith("digits")])
     if name in GLUE:
         encoder, tokenizer = corpora.bert_large()
