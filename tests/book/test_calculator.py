@@ -67,9 +67,8 @@ def test_answers_are_those_of_the_plan(page, rank, alpha, width, dimension, draw
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("rank", "800", "The rank is at most the width, 768."),
-        ("dimension", "769", "The dimension is at most the width, 768."),
-        ("other", "1000", "The other rank is at most the width, 768."),
+        ("rank", "800", "The rank is at most the hidden size, 768."),
+        ("other", "1000", "The other rank is at most the hidden size, 768."),
         ("rank", "2.5", "The rank must be a whole number above 0."),
         ("width", "", "The width must be a whole number above 0."),
         ("alpha", "0", "Alpha must be above 0."),
@@ -77,8 +76,19 @@ def test_answers_are_those_of_the_plan(page, rank, alpha, width, dimension, draw
 )
 def test_a_wrong_setting_is_named_and_no_answer_stays(page, field, value, said):
     page.locator(f"[name={field}]").fill(value)
-    assert answer(page, "everywhere") == said
-    assert answer(page, "data") == answer(page, "step") == answer(page, "kept") == ""
+    assert answer(page, "step") == said
+    assert answer(page, "data") == answer(page, "everywhere") == answer(page, "kept") == ""
+
+
+def test_more_tokens_than_inputs_span_no_more_than_all_directions(page):
+    page.locator("[name=dimension]").fill("769")
+    beyond = answer(page, "data")
+    page.locator("[name=dimension]").fill("768")
+    assert answer(page, "data") == beyond
+    kept = answer(page, "step")
+    page.locator("[name=dimension]").fill("")
+    assert answer(page, "data") == "The number of tokens must be a whole number above 0."
+    assert answer(page, "step") == kept
 
 
 def test_every_field_has_a_label(page):

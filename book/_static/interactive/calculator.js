@@ -6,19 +6,23 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function read() {
     const whole = Object.fromEntries(
-      ["rank", "width", "dimension", "other"].map(name => [name, form.elements[name].valueAsNumber]),
+      ["rank", "width", "other"].map(name => [name, form.elements[name].valueAsNumber]),
     );
-    const wrong = Object.entries(whole).find(([, value]) => !(Number.isInteger(value) && value >= 1));
+    const wrong = Object.entries(whole).find(([, value]) => !counts(value));
     if (wrong) return { error: `The ${wrong[0] === "other" ? "other rank" : wrong[0]} must be a whole number above 0.` };
-    const { rank, width, dimension, other } = whole, alpha = form.elements.alpha.valueAsNumber;
-    const long = Object.entries({ rank, dimension, "other rank": other }).find(([, value]) => value > width);
-    if (long) return { error: `The ${long[0]} is at most the width, ${width}.` };
+    const { rank, width, other } = whole, alpha = form.elements.alpha.valueAsNumber;
+    const long = Object.entries({ rank, "other rank": other }).find(([, value]) => value > width);
+    if (long) return { error: `The ${long[0]} is at most the hidden size, ${width}.` };
     if (!(alpha > 0)) return { error: "Alpha must be above 0." };
+    const tokens = form.elements.dimension.valueAsNumber, dimension = counts(tokens) ? Math.min(tokens, width) : width;
     return {
       setting: { rank, alpha, width, dimension, draw: form.elements.draw.value, stabilised: form.elements.stabilised.checked },
       other,
+      known: counts(tokens),
     };
   }
+
+  const counts = value => Number.isInteger(value) && value >= 1;
 
   const number = laws.shown;
   const badge = (word, style) => `<span class="verdict verdict-${style}">${word}</span>`;
@@ -37,18 +41,20 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 
   function show() {
-    const { error, setting, other } = read();
+    const { error, setting, other, known } = read();
     form.classList.toggle("wrong", Boolean(error));
     if (error) {
-      for (const [name, element] of Object.entries(answers)) element.textContent = name === "everywhere" ? error : "";
+      for (const [name, element] of Object.entries(answers)) element.textContent = name === "step" ? error : "";
       return;
     }
     const p = laws.plan(setting), [sgd, adam] = laws.alphaAt(setting, other);
     const limit = p.largestDimension === setting.width ? "" : ` Above dimension ${p.largestDimension} it depends on the gradients.`;
     answers.everywhere.innerHTML = order(p.order, p.doubt, setting.draw, true);
-    answers.data.innerHTML = order(p.orderOnData, p.doubtOnData, setting.draw, p.scaling <= 1) + limit;
+    answers.data.innerHTML = known
+      ? order(p.orderOnData, p.doubtOnData, setting.draw, p.scaling <= 1) + limit
+      : "The number of tokens must be a whole number above 0.";
     answers.step.innerHTML =
-      `<b>${number(p.sgd)}</b> of full fine-tuning's under SGD, about <b>${number(p.adam)}</b> under Adam (more where activations are sparse), at its learning rate.`;
+      `<b>${number(p.sgd)}</b> of full fine-tuning's under SGD, about <b>${number(p.adam)}</b> under Adam, at the same learning rate. A larger one makes up for it.`;
     answers.kept.innerHTML = `alpha <b>${number(sgd)}</b> under SGD, <b>${number(adam)}</b> under Adam.`;
     const state = { ...setting, stabilised: Number(setting.stabilised) };
     form.querySelector("a[href*='explorer']").href = `explorer.html#${new URLSearchParams(state)}`;
