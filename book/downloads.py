@@ -30,6 +30,9 @@ if importlib.util.find_spec("lorantk") is None:
     %pip install -q -e .[book,experiments,hf]"""
 """First cell of a notebook that is taken where the project is not installed, such as Colab."""
 
+INSIDE = "This notebook runs in a copy of the project, whose README says how to set it up (`make book`, Python ≥ 3.11)."
+"""First cell where no address of the project is known."""
+
 
 @dataclass(frozen=True)
 class Repository:
@@ -58,6 +61,8 @@ def write_downloads(chapter: Chapter, pages: Path) -> None:
     if repository := Repository.of(chapter.root):
         setup = SETUP.format(name=repository.name, branch=repository.branch)
         notebook.cells.insert(0, nbformat.v4.new_code_cell(setup, id="setup"))
+    else:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(INSIDE, id="setup"))
     nbformat.write(notebook, folder / f"{chapter.name}.ipynb")
 
 
@@ -94,11 +99,20 @@ def rerun_section(chapter: Chapter) -> str:
     """The last section of a chapter's page: its line, its parameters, its files, and where to launch it."""
     parameters, number = chapter.defaults(), chapter.name.split("-")[0]
     line = f"make notebook N={number}"
-    paragraphs = [f"In a copy of the project, <code>{line}</code> executes this page again."]
+    seconds = chapter.recorded().get("seconds", 0)
+    time = f" (it took {seconds / 60:.1g} minutes here)" if seconds >= 60 else ""
+    paragraphs = [f"In a copy of the project, <code>{line}</code> executes this page again{time}."]
     if settings := example(parameters):
         shown = html.escape(f'{line} SET="{settings}"', quote=False)
-        text = f"<code>{shown}</code> tries it with other values and says which verdicts and numbers move"
-        quick = "; <code>profile=quick</code> makes every computation small" if "profile" in parameters else ""
+        text = (
+            f"<code>{shown}</code> tries it with other values, in the folder <code>book/_build/trial</code>, and says "
+            "which verdicts and numbers move"
+        )
+        quick = (
+            "; <code>profile=quick</code> makes every computation small, which moves numbers by itself"
+            if "profile" in parameters
+            else ""
+        )
         paragraphs.append(f"{text}{quick}.")
     rows = [(Code(name), Code(repr(value))) for name, value in parameters.items()]
     table = Table(("parameter", "value here"), rows).html() if rows else ""

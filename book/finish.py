@@ -43,8 +43,18 @@ def finish(html: Path, root: Path) -> None:
         if page != glossary:
             explain(soup, words, os.path.relpath(glossary, page.parent))
         if page.parent.name == "notebooks" and page.name in sections:
-            soup.select_one("article.bd-article > section").append(BeautifulSoup(sections[page.name], "html.parser"))
+            add_section(soup, sections[page.name])
         page.write_text(str(soup))
+
+
+def add_section(soup: BeautifulSoup, section: str) -> None:
+    """Put a section behind the others of a page, and into both lists of the page's contents."""
+    added = BeautifulSoup(section, "html.parser").section
+    soup.select_one("article.bd-article > section").append(added)
+    title = next(added.h2.strings)
+    entry = f'<li class="toc-h2 nav-item toc-entry"><a class="nav-link" href="#{added["id"]}">{title}</a></li>'
+    for contents in soup.select('nav[aria-label="Page"] > ul, nav.page-toc > ul'):
+        contents.append(BeautifulSoup(entry, "html.parser"))
 
 
 def mend(soup: BeautifulSoup) -> None:

@@ -129,6 +129,27 @@ def test_launch_links_wait_for_an_address(named):
     ]
 
 
+def test_a_notebook_without_an_address_says_where_it_runs(named, executed, tmp_path):
+    config = named.root / "_config.yml"
+    config.write_text(config.read_text().replace("https://github.com/someone/lorantk", '""'))
+    named.source.write_text("# M")
+    nbformat.write(executed[0], named.executed)
+    downloads.write_downloads(named, tmp_path)
+    taken = nbformat.read(tmp_path / "downloads" / "04-matrix-m.ipynb", as_version=4)
+    assert taken.cells[0].source == downloads.INSIDE
+
+
+def test_the_last_section_stands_in_the_contents_of_its_page():
+    soup = BeautifulSoup(
+        '<nav aria-label="Page"><ul></ul></nav><article class="bd-article"><section></section></article>'
+        '<nav class="page-toc"><ul></ul></nav>',
+        "html.parser",
+    )
+    finish.add_section(soup, '<section id="more"><h2>More<a href="#more">#</a></h2></section>')
+    assert [link["href"] for link in soup.select("nav li a")] == ["#more", "#more"]
+    assert [link.get_text() for link in soup.select("nav li a")] == ["More", "More"]
+
+
 def test_a_notebook_for_elsewhere_fetches_the_project_first(named, executed, tmp_path):
     notebook, _ = executed
     named.source.write_text("# M")
