@@ -11,6 +11,8 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.legend import Legend
@@ -31,16 +33,11 @@ def pictures(fig: Figure, name: str) -> tuple[dict[str, str | bytes], dict[str, 
     sizes = {}
     with matplotlib.rc_context({"svg.hashsalt": name}):
         _lay_out(fig)
-        png = io.BytesIO()
-        fig.savefig(png, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-        files[".png"] = png.getvalue()
+        files[".png"] = _png(fig)
         for kind, suffix in (("wide", ""), ("narrow", "-narrow")):
             if kind == "narrow":
                 stack_panels(fig)
-                _lay_out(fig)
-            svg = io.StringIO()
-            fig.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-            light = svg.getvalue()
+            light = _svg(fig)
             files[f"{suffix}.svg"] = light
             files[f"{suffix}-dark.svg"] = light.replace(INK, INK_DARK).replace(GRID, GRID_DARK)
             width, height = fig.get_size_inches() * 100
@@ -49,14 +46,34 @@ def pictures(fig: Figure, name: str) -> tuple[dict[str, str | bytes], dict[str, 
 
 
 def _lay_out(fig: Figure) -> None:
-    """Give everything in the figure its place, once for all of its files."""
-    fig.draw_without_rendering()
+    """Give everything in the figure its place, once for all files that it is then drawn to."""
+    engine = fig.get_layout_engine()
+    if engine is not None:
+        engine.execute(fig)
     fig.set_layout_engine("none")
 
 
+def _png(fig: Figure) -> bytes:
+    """The figure on white. A canvas prints it with one drawing, where `Figure.savefig` takes two; so below."""
+    content = io.BytesIO()
+    dpi, ground = fig.dpi, fig.get_facecolor()
+    fig.set(dpi=200, facecolor="white")
+    FigureCanvasAgg(fig).print_png(content, metadata={"Software": None})
+    fig.set(dpi=dpi, facecolor=ground)
+    return content.getvalue()
+
+
+def _svg(fig: Figure) -> str:
+    """The figure on nothing, in the colours of a light page."""
+    content = io.StringIO()
+    for patch in (fig.patch, *(ax.patch for ax in fig.axes)):
+        patch.set(facecolor="none", edgecolor="none")
+    FigureCanvasSVG(fig).print_svg(content, metadata={"Date": None})
+    return content.getvalue()
+
+
 def stack_panels(fig: Figure) -> None:
-    """Put the panels of a figure into one column of a phone's width; pictures of matrices into two."""
-    fig.set_layout_engine("constrained")
+    """Put the panels of a figure into one column of a phone's width, pictures of matrices into two, and lay it out."""
     specs = {ax: spec for ax in fig.axes if (spec := ax.get_subplotspec()) is not None}
     places = sorted({(spec.rowspan.start, spec.colspan.start) for spec in specs.values()})
     matrices = all(ax.get_images() for ax in specs)
@@ -94,8 +111,9 @@ def _fit(fig: Figure, height: float) -> None:
         warnings.filterwarnings("error", message="constrained_layout not applied")
         for width, taller in itertools.product((NARROW, 1.3 * NARROW, 1.7 * NARROW), (1.0, 1.25, 1.6)):
             fig.set_size_inches(width, taller * height)
+            fig.set_layout_engine("constrained")
             try:
-                fig.draw_without_rendering()
+                _lay_out(fig)
             except UserWarning:
                 continue
             return
