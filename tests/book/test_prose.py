@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from experiments import published
+from experiments.data import recorded
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -79,6 +82,28 @@ def test_chapter_9_what_freezing_A_takes_off_the_drift():
     assert says(9, "it moves four (rank 1) to twenty (rank 16) times less")
     assert within(drift["rank 1"] / drift["A frozen, rank 1"], 3.5, 7)
     assert within(drift["rank 16"] / drift["A frozen, rank 16"], 11, 23)
+
+
+def test_chapter_11_what_one_rank_does_to_a_trend():
+    sweeps = published.accuracy_sweeps(published.printed_tasks(recorded("published/figures")))
+    name = "untargeted_by_rank"
+    fewer = sweeps | {name: sweeps[name][sweeps[name]["rank"] < 512]}
+    trends = [published.rank_effects(each)["finding-2", "flips: gain over the ranks"][0] for each in (sweeps, fewer)]
+    assert says(11, ".064 (.006 to .122) with it and .020 (-.014 to .054) without")
+    assert [round(e.value, 3) for e in trends] == [0.064, 0.02]
+    assert [(round(e.low, 3), round(e.high, 3)) for e in trends] == [(0.006, 0.122), (-0.014, 0.054)]
+
+
+def test_chapter_11_what_shared_seeds_would_leave_of_a_backdoor():
+    rates = published.accuracy_sweeps(published.printed_tasks(recorded("published/figures")))["backdoor_by_rate"]
+    arms = rates[rates.task == "QNLI"].groupby("method")[["mean", "std"]].mean()
+    error = {"shared": (arms["std"] ** 2 / 5).sum() ** 0.5}
+    squares = rates[rates.task == "QNLI"].groupby("method")["std"].apply(lambda std: (std**2).sum() / len(std) ** 2)
+    error["apart"] = (squares / 5).sum() ** 0.5
+    gap = arms["mean"]["LoRA"] - arms["mean"]["FF"]
+    assert says(11, "may be nearer to three standard errors than to five")
+    assert within(gap / error["shared"], 2.5, 3.5)
+    assert within(gap / error["apart"], 4.5, 6)
 
 
 def test_chapter_14_memory_beside_what_must_be_held():
