@@ -95,12 +95,14 @@ def test_chapter_11_what_one_rank_does_to_a_trend():
 
 
 def test_chapter_11_what_shared_seeds_would_leave_of_a_backdoor():
-    rates = published.accuracy_sweeps(published.printed_tasks(recorded("published/figures")))["backdoor_by_rate"]
+    sweeps = published.accuracy_sweeps(published.printed_tasks(recorded("published/figures")))
+    found = published.method_effects(sweeps, published.printed_tasks(recorded("published/seeds")))
+    gap = found["finding-1", "backdoor: LoRA − FF, triggered"][1].value
+    rates = sweeps["backdoor_by_rate"]
     arms = rates[rates.task == "QNLI"].groupby("method")[["mean", "std"]].mean()
     error = {"shared": (arms["std"] ** 2 / 5).sum() ** 0.5}
     squares = rates[rates.task == "QNLI"].groupby("method")["std"].apply(lambda std: (std**2).sum() / len(std) ** 2)
     error["apart"] = (squares / 5).sum() ** 0.5
-    gap = arms["mean"]["LoRA"] - arms["mean"]["FF"]
     assert says(11, "may be nearer to three standard errors than to five")
     assert within(gap / error["shared"], 2.5, 3.5)
     assert within(gap / error["apart"], 4.5, 6)
