@@ -79,6 +79,12 @@ def draw_frontier(points: pd.DataFrame) -> Figure:
     return fig
 
 
+SUBJECTS = {
+    "finding-1": "method", "finding-2": "rank", "finding-3": "k", "finding-4": "lowest rank", "finding-5": "small k",
+}  # fmt: skip
+"""What each finding is about, in a word or two; A has variance k/n."""
+
+
 def draw_outcomes(members: Sequence[Member]) -> Figure:
     """Effects at the best rates (dots), their range over admissible ones (thick), and all intervals (thin).
 
@@ -95,7 +101,7 @@ def draw_outcomes(members: Sequence[Member]) -> Figure:
             if isinstance(effect, EffectRange):
                 ax.plot([effect.lowest, effect.highest], [place, place], color=color, lw=4, alpha=0.5)
             ax.plot(effect.value, place, "o", color=color)
-        names = [f"{m.finding[-1]}: {_without_counts(m.setting)}\n{m.outcome}" for m in mine]
+        names = [f"{m.finding[-1]}: {_without_counts(m.setting)}\n{SUBJECTS[m.finding]}, {m.outcome}" for m in mine]
         ax.set_yticks(range(len(mine)), names, fontsize=9)
         ax.set_ylim(len(mine) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
