@@ -14,6 +14,7 @@ import pandas as pd
 from evidence.decisions import decide
 from evidence.effects import Effect
 from evidence.findings import Member
+from evidence.tables import interval, number
 
 from .arms import WORDS
 from .published import Effects
@@ -123,6 +124,20 @@ def table(members: Iterable[Member]) -> pd.DataFrame:
         }
         for m in members
     ])  # fmt: skip
+
+
+def listed(members: Iterable[Member]) -> pd.DataFrame:
+    """The same to be read, in words: a row a member, with what failed."""
+    rows = []
+    for m in members:
+        low, high = m.range
+        notes = [m.outcome, m.failed, f"{m.diverged} diverged" if m.diverged else ""]
+        rows.append({"finding": f"{m.finding[-1]}, {m.half}", "setting": f"{m.source}: {m.setting}",
+                     "effect": m.effect.name, "value": number(m.effect.value),
+                     "over learning rates": interval(low, high) if low < high else "",
+                     "95 % interval": interval(m.effect.low, m.effect.high), "n": m.effect.n,
+                     "margin": number(m.margin), "outcome": "; ".join(filter(None, notes))})  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def primary_of(members: Iterable[Member], source: str) -> list[Member]:

@@ -10,6 +10,7 @@ from evidence.findings import Member
 from experiments.family import (
     decided,
     failures,
+    listed,
     primary_of,
     published_gaps,
     published_members,
@@ -105,3 +106,14 @@ def test_a_table_shows_ranges_and_intervals() -> None:
     assert rows.loc[0, ["value", "lowest", "highest"]].tolist() == [0.2, 0.1, 0.2]
     assert rows.loc[0, ["low", "high"]].tolist() == pytest.approx([0.08, 0.22])
     assert rows.lowest[1] == rows.highest[1] == 0.3
+
+
+def test_a_list_says_ranges_and_what_failed_in_words() -> None:
+    wide = Member("finding-1", "flips", "digits", "s", over_choices([effect(0.2), effect(0.1)], "both"), 0.02)
+    rows = listed([*decided([wide]), *decided([member(0.3, failed="nothing works", diverged=2)])])
+    columns = ["finding", "setting", "value", "over learning rates", "95 % interval", "n", "margin", "outcome"]
+    expected = [
+        ["1, flips", "digits: s", "0.2", "0.1 to 0.2", "0.08 to 0.22", 20, "0.02", "supported"],
+        ["1, flips", "digits: SGD", "0.3", "", "0.28 to 0.32", 20, "0.05", "inconclusive; nothing works; 2 diverged"],
+    ]
+    assert rows[columns].to_numpy().tolist() == expected
