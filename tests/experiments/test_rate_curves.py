@@ -111,6 +111,9 @@ def test_the_frontier_leaves_out_what_has_not_learned(attacked: pd.DataFrame) ->
 def test_outcomes_are_drawn_an_attack_a_panel(runs: pd.DataFrame) -> None:
     rows = [row for row in decided(findings_of_grid(runs)) if row.primary]
     flips, backdoor = rate_figures.draw_outcomes(rows).axes
-    names = [f"{row.finding[-1]}: {row.setting.split(',')[0]}\n{row.outcome}" for row in rows if row.half == "flips"]
-    assert [label.get_text() for label in flips.get_yticklabels()] == names
+    names = [label.get_text() for label in flips.get_yticklabels()]
+    mine = [row for row in rows if row.half == "flips"]
+    assert [name.split("\n")[0] for name in names] == [f"{r.finding[-1]}: {r.setting.split(',')[0]}" for r in mine]
+    about = {"finding-1": "method", "finding-2": "rank"}
+    assert [name.split("\n")[1] for name in names] == [f"{about[row.finding]}, {row.outcome}" for row in mine]
     assert backdoor.get_xlabel() == "attack success"
