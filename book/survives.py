@@ -20,7 +20,7 @@ ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     (
         "Wide networks have a fixed, deterministic kernel",
         "Full fine-tuning, yes: {doc}`chapter 2 <notebooks/02-infinite-width-kernel>`. LoRA's own part at fixed rank, "
-        "beside its mean, neither: {doc}`chapters 3 <notebooks/03-kernel-of-lora>` and "
+        "neither: it scatters about its mean, and moves: {doc}`chapters 3 <notebooks/03-kernel-of-lora>` and "
         "{doc}`9 <notebooks/09-lazy-or-not>`",
         ("ntk-limit", "ntk-constant", "ntk-limit-lora", "ntk-constant-lora"),
     ),
@@ -46,9 +46,9 @@ ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ),
     (
         "Hence weaker against untargeted poisoning, stronger against backdoors",
-        "Does not follow: it needs larger inner products of gradients, and in the mean over $A$ they are smaller. At "
-        "low rank, at the start, clean gradients leave poison less room, which supports both; a trigger that LoRA does "
-        "not see hides in one layer, for some steps: {doc}`chapter 8 <notebooks/08-attacks-as-alignment>`",
+        "Does not follow: it needs larger inner products of gradients, and where the theorems apply each layer's is "
+        "smaller in the mean over $A$. At low rank, at the start, clean gradients leave poison less room, which "
+        "supports both; a trigger that LoRA does not see hides in one layer, for some steps: {doc}`chapter 8 <notebooks/08-attacks-as-alignment>`",
         ("direction", "why-it-matters"),
     ),
     (

@@ -70,8 +70,8 @@ def test_answers_are_those_of_the_plan(page, rank, alpha, width, dimension, draw
         ("rank", "800", "The rank is at most the hidden size, 768."),
         ("other", "1000", "The other rank is at most the hidden size, 768."),
         ("rank", "2.5", "The rank must be a whole number above 0."),
-        ("width", "", "The width must be a whole number above 0."),
-        ("alpha", "0", "Alpha must be above 0."),
+        ("width", "", "The hidden size must be a whole number above 0."),
+        ("alpha", "0", "Alpha must be a number above 0."),
     ],
 )
 def test_a_wrong_setting_is_named_and_no_answer_stays(page, field, value, said):

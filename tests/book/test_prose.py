@@ -57,7 +57,10 @@ def test_chapter_8_inner_products_and_cosines():
     higher = means.query("rank > 1")
     assert says(8, "5 to 14 percent smaller in size from rank 2 on")
     assert within(1 - higher.cosine, 0.045, 0.145)
-    assert says(8, "changes by at most a sixth, and not at all from rank 2 on where all layers share one variance")
+    assert says(
+        8,
+        "changes by at most a sixth, and by no more than two percent from rank 2 on where all layers share one variance",
+    )
     assert within(means.cosine, 5 / 6, 7 / 6)
     assert within(higher.cosine_equal, 0.98, 1.02)
     assert says(8, "At the lowest ranks those with the mean clean gradient (right) are larger in size")
@@ -79,7 +82,7 @@ def test_chapter_8_room_and_a_null_trigger():
 
 def test_chapter_9_what_freezing_A_takes_off_the_drift():
     drift = numbers("drift-with-a-frozen").pivot_table(index="width", columns="arm", values="drift")
-    assert says(9, "it moves four (rank 1) to twenty (rank 16) times less")
+    assert says(9, "it moves some five (rank 1) to twenty (rank 16) times less")
     assert within(drift["rank 1"] / drift["A frozen, rank 1"], 3.5, 7)
     assert within(drift["rank 16"] / drift["A frozen, rank 16"], 11, 23)
 
@@ -110,5 +113,5 @@ def test_chapter_11_what_shared_seeds_would_leave_of_a_backdoor():
 
 def test_chapter_14_memory_beside_what_must_be_held():
     memory = numbers("growth-of-memory")
-    assert says(14, "the peak measured above is two to nine times that")
-    assert within(memory.bytes / memory.held_bytes, 1.75, 9.6)
+    assert says(14, "the peak measured above is two to ten times that")
+    assert within(memory.bytes / memory.held_bytes, 1.75, 10)
