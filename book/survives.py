@@ -48,7 +48,8 @@ ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
         "Hence weaker against untargeted poisoning, stronger against backdoors",
         "Does not follow: it needs larger inner products of gradients, and where the theorems apply each layer's is "
         "smaller in the mean over $A$. At low rank, at the start, clean gradients leave poison less room, which "
-        "supports both; a trigger that LoRA does not see hides in one layer, for some steps: {doc}`chapter 8 <notebooks/08-attacks-as-alignment>`",
+        "supports both; a trigger that LoRA does not see hides in one layer, for some steps: "
+        "{doc}`chapter 8 <notebooks/08-attacks-as-alignment>`",
         ("direction", "why-it-matters"),
     ),
     (

@@ -59,7 +59,7 @@ def test_chapter_8_inner_products_and_cosines():
     assert within(1 - higher.cosine, 0.045, 0.145)
     assert says(
         8,
-        "changes by at most a sixth, and by no more than two percent from rank 2 on where all layers share one variance",
+        "by at most a sixth, and by no more than two percent from rank 2 on where all layers share one variance",
     )
     assert within(means.cosine, 5 / 6, 7 / 6)
     assert within(higher.cosine_equal, 0.98, 1.02)
