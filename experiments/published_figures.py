@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evidence.figures import COLORS, MARKERS, curve_grid, forest, subplots
 
@@ -51,8 +52,10 @@ def draw_metrics(rows: pd.DataFrame, x: str) -> Figure:
 
 
 def _scale(axes: Mapping[Any, Any], x: str, base: int = 10) -> None:
-    if x != "poison_rate":
-        for ax in axes.values():
+    for ax in axes.values():
+        if x == "poison_rate":
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+        else:
             ax.set_xscale("log", base=base)
 
 
