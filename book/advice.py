@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evidence.findings import STYLES, overall
+from evidence.findings import STYLES, overall, primary, verdict
 from evidence.statements import SOURCES
 from evidence.tables import Badge, Link, cell_html
 
@@ -25,6 +25,9 @@ ADVICE = {
 WORDS = {"inconclusive": "we cannot tell", "negligible": "no difference that matters"}
 """Verdict -> what it means to somebody who has to choose; other verdicts say so themselves."""
 
+OPTIMIZERS = ("AdamW", "SGD")
+"""As settings name them."""
+
 
 def advice(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     """A list, as one line of HTML: each advice, its verdict over all sources, and that of each source.
@@ -37,12 +40,23 @@ def advice(records: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
     lines = []
     for (id, half), text in ADVICE.items():
         mine = {source: records[id, source] for source in SOURCES if (id, source) in records}
-        verdicts = {source: in_words(record["verdicts"][half]) for source, record in mine.items()}
-        said = "; ".join(f"{source}: {word}" for source, word in verdicts.items()) or "no evidence"
+        said = "; ".join(f"{source}: {of_source(record, half)}" for source, record in mine.items()) or "no evidence"
         word = overall(mine.values(), half)
         cell = (Badge(in_words(word), STYLES[word]), f" {said}; ", Link("numbers", f"claims.html#card-{id}"))
         lines.append(f"<dt>{cell_html(text)}</dt><dd>{cell_html(cell)}</dd>")
     return f'<dl class="advice">{"".join(lines)}</dl>\n'
+
+
+def of_source(record: Mapping[str, Any], half: str) -> str:
+    """The verdict of one source as advice; told apart by optimizer where AdamW and SGD do not say the same."""
+    outcomes = {
+        name: [effect["outcome"] for effect in primary(record, half) if name in effect["setting"]]
+        for name in OPTIMIZERS
+    }
+    words = {name: in_words(verdict(found)) for name, found in outcomes.items() if found}
+    if len(set(words.values())) < 2:
+        return in_words(record["verdicts"][half])
+    return ", ".join(f"{word} with {name}" for name, word in words.items())
 
 
 def in_words(verdict: str) -> str:

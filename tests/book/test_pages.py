@@ -107,8 +107,22 @@ def test_advice_has_the_verdict_of_its_finding_behind_it():
         assert text in line
         assert f'">{advice.in_words(verdicts[id, half])}</span>' in line
         for source in SOURCES:
-            assert f"{source}: {advice.in_words(records[id, source]['verdicts'][half])}" in line
+            assert f"{source}: {advice.of_source(records[id, source], half)}" in line
     assert pages.advice({}).count(">missing</span>") == len(verdicts)
+
+
+def test_advice_tells_optimizers_apart_where_they_do_not_agree():
+    def record(adamw, sgd):
+        effects = [
+            {"half": "flips", "primary": True, "setting": "AdamW, 8 of 500", "outcome": adamw},
+            {"half": "flips", "primary": True, "setting": "mail, SGD", "outcome": sgd},
+            {"half": "flips", "primary": False, "setting": "SGD, 3 of 500", "outcome": "supported"},
+        ]
+        return {"effects": effects, "verdicts": {"flips": "as it is"}}
+
+    assert advice.of_source(record("reversed", "reversed"), "flips") == "as it is"
+    found = advice.of_source(record("inconclusive", "reversed"), "flips")
+    assert found == "we cannot tell with AdamW, reversed with SGD"
 
 
 def test_what_survives_has_computed_verdicts_beside_it():
