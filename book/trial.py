@@ -115,13 +115,13 @@ class Report:
 
     @property
     def advice(self) -> str:
-        """How to tell what the settings move from what the quick profile moves; empty if only one of them was set."""
-        quick, others = ({k: v for k, v in self.overrides.items() if (k == "profile") == is_profile}
-                         for is_profile in (True, False))  # fmt: skip
-        if not (quick and others):
+        """How to tell what the settings move from what the profile moves; empty if only one of them was set."""
+        others = {name: value for name, value in self.overrides.items() if name != "profile"}
+        if "profile" not in self.overrides or not others:
             return ""
+        alone = self._command({"profile": self.overrides["profile"]})
         return (
-            f"The profile moves numbers too: {self._command(quick)} shows which. "
+            f"The profile moves numbers too: {alone} shows which. "
             f"What {' and '.join(others)} alone moves: {self._command(others)}"
         )
 

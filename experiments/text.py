@@ -290,16 +290,17 @@ def load(name: str) -> Task:
         corpus = corpora.glue(name)
         train = len(corpus.texts) - corpus.held_out - (validation := 1000)
         return Task(encoder, tokenizer, corpus, frozen=0, length=128, train=train, validation=validation)
-    encoder, tokenizer = corpora.mpnet() if name.endswith("-mpnet") else corpora.minilm()
+    (encoder, tokenizer), frozen = (corpora.mpnet(), 10) if name.endswith("-mpnet") else (corpora.minilm(), 5)
     if name in EXACT:
         corpus = corpora.films() if name == "films" else corpora.reviews()
-        frozen = {6: 5, 12: 10}[encoder.config.num_hidden_layers]
         return Task(
             encoder, tokenizer, corpus, frozen=frozen, length=32, train=1000, validation=300, stored=True,
             pooling="mean", trimmed=True,
         )  # fmt: skip
     corpus = {"spam": corpora.spam, "reuters": corpora.reuters}[name]()
-    return Task(encoder, tokenizer, corpus, frozen=5, length=32, train=1000, validation=300, test=1000, stored=True)
+    return Task(
+        encoder, tokenizer, corpus, frozen=frozen, length=32, train=1000, validation=300, test=1000, stored=True
+    )
 
 
 def _generator(seed: int, purpose: str) -> torch.Generator:

@@ -115,5 +115,12 @@ def test_what_a_trial_prints_ends_with_what_turned_and_its_page(chapter, capsys,
     assert "N=04 SET=variance_times_n=0.25: see" in printed.splitlines()[-1]
 
 
+def test_what_the_profile_moves_can_be_told_apart(chapter):
+    said = Report(chapter, {"width": 64, "profile": "quick"}, [], []).advice
+    assert "make notebook N=04 SET=profile=quick shows which" in said
+    assert said.endswith("What width alone moves: make notebook N=04 SET=width=64")
+    assert Report(chapter, {"width": 64}, [], []).advice == Report(chapter, {"profile": "quick"}, [], []).advice == ""
+
+
 def test_a_list_stands_in_the_command_without_spaces(chapter):
     assert Report.of(chapter, {"ranks": [1, 8]}).command.endswith("SET='ranks=[1,8]'")
