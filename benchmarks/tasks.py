@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from experiments.stacked import Stacked
 from lorantk import LoRA, TangentKernel, fisher_spectrum, infinite_width_ntk, lora_ntk_sweep, mlp, ntk
-from lorantk.factors import LayerFactors
+from lorantk.factors import ROWS, LayerFactors
 from lorantk.fisher import loss_gram
 from lorantk.grams import gram
 
@@ -125,14 +125,37 @@ def bare_products(widths: Sequence[int], n: int, outputs: int) -> Run:
     return run
 
 
-def bare_grams(widths: Sequence[int], n: int, outputs: int) -> Run:
-    """The Gram matrices of activations and cotangents as full products, at their shapes and nothing else."""
-    pairs = [(inputs(n, a), inputs(n * outputs, g)) for a, g in itertools.pairwise(widths)]
-    small, large = pairs[0][0].new_empty(n, n), pairs[0][0].new_empty(n * outputs, n * outputs)
+def bare_passes(widths: Sequence[int], n: int, outputs: int) -> Run:
+    """One forward pass and a backward pass an output by PyTorch, to the layers' outputs and no further."""
+    model, x = network(widths).requires_grad_(False), inputs(n, widths[0])
+    step = max(1, min(outputs, ROWS // n))  # outputs that go through one pass, as in the kernel
 
     def run() -> Tensor:
-        for a, g in pairs:
+        places: list[Tensor] = []
+        h = x
+        for layer in model:
+            h = layer(h)
+            if isinstance(layer, nn.Linear):
+                places.append(h if places else h.requires_grad_())
+        for start in range(0, outputs, step):
+            basis = h.new_zeros(min(step, outputs - start), n, outputs)
+            basis.diagonal(start, 0, 2).fill_(1.0)
+            gradients = torch.autograd.grad(h, places, basis, retain_graph=True, is_grads_batched=True)
+        return gradients[0][0, :1]
+
+    return run
+
+
+def bare_grams(widths: Sequence[int], n: int, outputs: int) -> Run:
+    """The Gram matrices of activations and of hidden layers' cotangents as full products, and nothing else."""
+    activations = [inputs(n, width) for width in widths[:-1]]
+    cotangents = [inputs(n * outputs, width) for width in widths[1:-1]]
+    small, large = activations[0].new_empty(n, n), activations[0].new_empty(n * outputs, n * outputs)
+
+    def run() -> Tensor:
+        for a in activations:
             torch.mm(a, a.T, out=small)
+        for g in cotangents:
             torch.mm(g, g.T, out=large)
         return large[:1]
 
@@ -150,6 +173,12 @@ def fisher(widths: Sequence[int], n: int, top: int) -> Run:
     """Largest eigenvalues of the empirical Fisher; all the nonzero ones are computed."""
     model, x, y = network(widths, "standard"), inputs(n, widths[0]), labels(n, widths[-1])
     return lambda: fisher_spectrum(model, x, y)[:top]
+
+
+def network_gram(widths: Sequence[int], n: int) -> Run:
+    """Inner products of loss gradients of all weights of a network by lorantk."""
+    model, x, y = network(widths, "standard"), inputs(n, widths[0]), labels(n, widths[-1])
+    return lambda: loss_gram(model, x, y)
 
 
 def limit(n: int, d: int, depth: int) -> Run:

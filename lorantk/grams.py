@@ -10,11 +10,12 @@ Statements ``eq-2``, ``lem-lora-ntk``. Source: Novak et al. (2022) for the contr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from .batches import check_choice, uncast
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 CHUNK, SMALL = 2**24, 2**22
 """Entries of the largest temporary that a contraction over positions makes (64 MiB in float32), and of a quick one."""
 
-LEAF = 160
-"""Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done."""
+LEAF, PIECE = 160, 512
+"""Rows of the smallest tile of a symmetric product: of n rows, (1 + LEAF / n) / 2 of the multiply-adds are done; and
+rows of the pieces that are transposed at once."""
 
 
 @uncast()
@@ -58,10 +60,20 @@ def gram(
     symmetric = other is one
     scratch = _Scratch(total)
     waiting: list[_Term] = []  # terms held for one pass over the tiles of `total`
-    for name, parameter in [(name, "weight") for name in one.kinds] if uses is None else uses:
-        first = _side(one, name)
-        second = first if symmetric else _side(other, name)
+    uses = [(name, "weight") for name in one.kinds] if uses is None else list(uses)
+    with_bias = {
+        name for name, parameter in uses
+        if parameter == "bias" and (name, "weight") in uses and _is_affine(one, other, name)
+    }  # fmt: skip
+    products = [(name, parameter) for name, parameter in uses if parameter == "weight" or name not in with_bias]
+    for name, parameter in tqdm(products, "parameters", delay=2, leave=False):
+        first = _side(one, name, with_bias)
+        second = first if symmetric else _side(other, name, with_bias)
         if not (first.g[0].any() or first.g.any()):  # dead units, or A behind B = 0
+            continue
+        if output == "full" and parameter == "weight" and one.kinds[name] == "linear" and _is_last(first, second):
+            diagonal = total.view(n1, C, n2, C).diagonal(0, 1, 3)
+            diagonal += (first.a[:, 0] @ second.a[:, 0].T)[:, :, None]
             continue
         terms = _bias_terms if parameter == "bias" else _TERMS[one.kinds[name]]
         for term in terms(first, second, output, scratch):
@@ -146,10 +158,26 @@ class _Term(NamedTuple):
     a2: Tensor | None = None
 
 
-def _side(factors: LayerFactors, name: str) -> _Side:
+def _side(factors: LayerFactors, name: str, with_bias: Collection[str] = ()) -> _Side:
     a, g = factors.activations[name], factors.cotangents[name]
     dtype = accumulator(factors.outputs.dtype)
-    return _Side(a.to(dtype) if a.is_floating_point() else a, g.to(dtype))
+    a = a.to(dtype) if a.is_floating_point() else a
+    return _Side(nn.functional.pad(a, (0, 1), value=1.0) if name in with_bias else a, g.to(dtype))
+
+
+def _is_affine(one: LayerFactors, other: LayerFactors, name: str) -> bool:
+    """Whether W a + b can be taken as one weight on (a, 1), which saves the bias a product: at one position."""
+    return one.kinds[name] == "linear" and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
+
+
+def _is_last(one: _Side, other: _Side) -> bool:
+    """Whether the outputs of a linear layer are the model's: then g_c . g'_d is 1 for c = d, else 0."""
+
+    def identities(g: Tensor) -> bool:
+        n, C, T, fan_out = g.shape
+        return T == 1 and fan_out == C and torch.equal(g[:, :, 0], torch.eye(C).to(g).expand(n, C, C))
+
+    return identities(one.g) and (other.g is one.g or identities(other.g))
 
 
 def _rows(gradients: Tensor, output: str) -> Tensor:
@@ -330,7 +358,12 @@ def _bands(total: Tensor, per_input: int) -> Iterator[tuple[int, int, int, int]]
 
 
 def _mirror(total: Tensor, per_input: int) -> None:
-    """Copy the tiles above the diagonal to below it."""
+    """Copy the tiles above the diagonal to below it, in pieces, since a large matrix is slow to read by columns."""
     for start, stop, left, right in _tiles(0, len(total), per_input):
         if left > start:
-            total[left:right, start:stop] = total[start:stop, left:right].T
+            for rows in range(start, stop, PIECE):
+                for columns in range(left, right, PIECE):
+                    piece = total[rows : min(rows + PIECE, stop), columns : min(columns + PIECE, right)]
+                    total[columns : columns + piece.shape[1], rows : rows + piece.shape[0]] = (
+                        piece.contiguous().T.contiguous()
+                    )

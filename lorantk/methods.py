@@ -140,7 +140,7 @@ class Layerwise(Method):
 
     def tile(self, one: LayerFactors, other: LayerFactors, output: str) -> Tensor:
         shares = [
-            gram(one, other, tqdm(uses, "parameters", delay=2, leave=False), output).mul_(weight)
+            gram(one, other, uses, output) if weight == 1 else gram(one, other, uses, output).mul_(weight)
             for weight, uses in self.groups(one).items()
         ]
         return sum(shares[1:], shares[0])

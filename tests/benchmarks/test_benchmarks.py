@@ -49,8 +49,9 @@ def test_a_contender_that_fails_is_recorded_and_the_others_go_on():
 
 
 def test_operations_are_those_of_the_products():
-    # one layer of 3 inputs and 2 outputs on 5 inputs: rows 5 * 2 for cotangents, 5 for activations; no backward product
-    assert half_grams([3, 2], 5) == 10 * 10 * 2 + 5 * 5 * 3
+    # layers of 3 inputs and 2 outputs on 5 inputs: rows 5 * 2 for hidden cotangents, 5 for activations
+    assert half_grams([3, 2], 5) == 5 * 5 * 3
+    assert half_grams([3, 4, 2], 5) == 10 * 10 * 4 + 5 * 5 * (3 + 4)
     assert passes([3, 2], 5) == 2 * 5 * 3 * 2
     assert passes([3, 4, 2], 5) == 2 * 5 * (3 * 4 + 4 * 2) + 2 * (5 * 2) * (4 * 2)
 
