@@ -19,6 +19,7 @@ from evidence.artifacts import write_atomically
 from . import (
     adapter_sweep,
     at_scale,
+    attribution,
     fisher,
     full_kernel,
     growth,
@@ -36,6 +37,7 @@ QUESTIONS: dict[str, tuple[dict[str, dict[str, Any]], Callable[..., dict[str, An
     "matrix-products": (matrix_products.SIZES, matrix_products.run),
     "at-scale": (at_scale.SIZES, at_scale.run),
     "fisher": (fisher.SIZES, fisher.run),
+    "attribution": (attribution.SIZES, attribution.run),
     "language-models": (language_models.SIZES, language_models.run),
     "growth": (growth.SIZES, growth.run),
     "infinite-width": (infinite_width.SIZES, infinite_width.run),

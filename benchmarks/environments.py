@@ -10,7 +10,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-TASKS = {"here": HERE / "tasks.py", "jax": HERE / "peers" / "jax_tasks.py", "torch": HERE / "peers" / "torch_tasks.py"}
+TASKS = {"here": HERE / "tasks.py"}
+TASKS |= {name: HERE / "peers" / f"{name}_tasks.py" for name in ("jax", "torch", "attribution")}
 """The tasks of each environment."""
 
 
