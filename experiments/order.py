@@ -45,7 +45,7 @@ def kernel_ratios(lora: Tensor, full: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(full)
     kept = values > RTOL * values[-1]
     outside = vectors[:, ~kept]
-    if torch.linalg.matrix_norm(outside.T @ lora @ outside, 2) > 100 * RTOL * torch.linalg.matrix_norm(lora, 2):
+    if (outside.T @ lora @ outside).norm() > 100 * RTOL * lora.norm():
         raise ValueError("lora must vanish where full does; it reaches outside the range of full")
     root = vectors[:, kept] / values[kept].sqrt()
     return torch.linalg.eigvalsh(root.T @ lora @ root)
@@ -99,15 +99,18 @@ def plane(width: int, ranks: Sequence[int], dimensions: Sequence[int], variance:
         if d > width:
             raise ValueError(f"dimensions must be at most width = {width}; got {d}")
     model = mlp([width, 1], parametrization="standard").double()
+    inputs = {
+        d: [torch.randn(d, width, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in seeds]
+        for d in dimensions
+    }
+    full = {d: [matrix(ntk(model, x, layers=["0"])) for x in batches] for d, batches in inputs.items()}
     rows = []
     for r in ranks:
         lora = LoRA(r, variance, layers=["0"])
         for d in dimensions:
             ends = []
-            for seed in seeds:
-                x = torch.randn(d, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-                full, adapted = ntk(model, x, layers=["0"]), ntk(lora.attach(model, seed), x, layers=["0"])
-                ratios = kernel_ratios(matrix(adapted), matrix(full))
+            for seed, x, whole in zip(seeds, inputs[d], full[d], strict=True):
+                ratios = kernel_ratios(matrix(ntk(lora.attach(model, seed), x, layers=["0"])), whole)
                 ends.append((ratios[0].item(), ratios[-1].item()))
             smallest, largest = np.array(ends).T
             low, high = order_interval(r, d, variance)
