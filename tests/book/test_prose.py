@@ -111,6 +111,19 @@ def test_chapter_11_what_shared_seeds_would_leave_of_a_backdoor():
     assert within(gap / error["apart"], 4.5, 6)
 
 
+def test_chapter_12_how_low_a_learning_rate():
+    frontier = numbers("digits-frontier").query("optimizer == 'AdamW' and attack == 'harm, 150 flips' and admissible")
+    ends = frontier.sort_values("learning_rate").groupby("arm")[["learning_rate", "harm"]].agg(["first", "last"])
+    assert says(12, "did not tell .0003 from .001 in full fine-tuning, nor .001 from .01 in LoRA of rank 8")
+    assert ends.learning_rate.loc["full"].tolist() == [0.0003, 0.001]
+    assert ends.learning_rate.loc["LoRA, r = 8"].tolist() == [0.001, 0.01]
+    assert says(12, "was .07 at the lower end of both, and .16 and .25 at the upper")
+    assert within(ends.harm["first"][["full", "LoRA, r = 8"]], 0.065, 0.075)
+    assert within(ends.harm["last"][["full", "LoRA, r = 8"]] - [0.16, 0.25], -5e-3, 5e-3)
+    assert says(12, "at its lowest such rate it lost .07 too")
+    assert within(ends.harm["first"]["head"], 0.065, 0.075)
+
+
 def test_chapter_14_memory_beside_what_must_be_held():
     memory = numbers("growth-of-memory")
     assert says(14, "the peak measured above is two to ten times that")
