@@ -17,6 +17,7 @@ from experiments.data import digits
 from experiments.training import gradient_descent
 from lorantk import LayerFactors, LoRA, infinite_width_ntk, mlp, ntk
 from lorantk.grams import gram
+from lorantk.models import ACTIVATIONS
 
 from . import autograd, tolerance
 
@@ -103,19 +104,19 @@ def eq_9(seed: int, widths: Sequence[int], draws: int, weight_variance: float) -
     )  # fmt: skip
 
 
-def wide_networks(x: Tensor, activation: str, depth: int, widths: Sequence[int], weight_variance: float,
-                  seeds: Sequence[int]) -> pd.DataFrame:  # fmt: skip
+def wide_networks(x: Tensor, activation: str, depth: int, networks: Mapping[int, Sequence[nn.Sequential]],
+                  weight_variance: float) -> pd.DataFrame:  # fmt: skip
     """Distance of the kernel to the recursion's limit and spread over initialisations, at growing width."""
     limit = infinite_width_ntk(x, depth=depth, activation=activation, weight_variance=weight_variance)
     rows = []
-    for width in widths:
-        shape = [x.shape[1]] + [width] * (depth - 1) + [1]
-        networks = (mlp(shape, activation, weight_variance=weight_variance, seed=s).double() for s in seeds)
-        kernels = torch.stack([ntk(network, x, output="trace") for network in networks])
+    for width, drawn in networks.items():
+        nets = (nn.Sequential(*(m if isinstance(m, nn.Linear) else ACTIVATIONS[activation]() for m in net))
+                for net in drawn)  # fmt: skip
+        kernels = torch.stack([ntk(net, x, output="trace") for net in nets])
         gaps = (kernels - limit).flatten(1).norm(dim=1) / limit.norm()
         rows.append(
             {"activation": activation, "width": width, "gap": gaps.mean().item(),
-             "gap_se": gaps.std().item() / len(seeds) ** 0.5,
+             "gap_se": gaps.std().item() / len(drawn) ** 0.5,
              "spread": (kernels.var(0).sum().sqrt() / limit.norm()).item(),
              "gap_of_mean": ((kernels.mean(0) - limit).norm() / limit.norm()).item()}
         )  # fmt: skip
@@ -123,8 +124,10 @@ def wide_networks(x: Tensor, activation: str, depth: int, widths: Sequence[int],
 
 
 def settles(x: Tensor, depth: int, widths: Sequence[int], weight_variance: float, seeds: Sequence[int]) -> pd.DataFrame:
-    """`wide_networks` for three activations."""
-    return pd.concat([wide_networks(x, activation, depth, widths, weight_variance, seeds)
+    """`wide_networks` for three activations between the same weights."""
+    networks = {w: [mlp([x.shape[1]] + [w] * (depth - 1) + [1], weight_variance=weight_variance, seed=s).double()
+                    for s in seeds] for w in widths}  # fmt: skip
+    return pd.concat([wide_networks(x, activation, depth, networks, weight_variance)
                       for activation in ("relu", "erf", "tanh")], ignore_index=True)  # fmt: skip
 
 

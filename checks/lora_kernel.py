@@ -183,6 +183,15 @@ def plain_ratios(networks: Mapping[int, nn.Module], x: Tensor, ranks: Sequence[i
     return found
 
 
+def with_others(found: Mapping[int, Tensor], networks: Mapping[int, nn.Module], x: Tensor, ranks: Sequence[int],
+                seeds: Sequence[int]) -> dict[int, Tensor]:  # fmt: skip
+    """K_LoRA(x, x) of all layers, which add up, from the `ratios` of layer 2 and the same draws."""
+    loras = [LoRA(r, 1 / r, 1.0, [name for name in EVERY if name != "2"]) for r in ranks]
+    return {width: values * ntk(networks[width], x, layers=["2"], output="trace")[0, 0]
+            + lora_ntk_sweep(networks[width], x, loras=loras, seeds=seeds, output="trace")[..., 0, 0]
+            for width, values in found.items()}  # fmt: skip
+
+
 def spread(found: Mapping[int, Tensor], ranks: Sequence[int]) -> pd.DataFrame:
     """Relative standard deviation over the draws, a row a width and rank."""
     return pd.DataFrame(
@@ -267,7 +276,7 @@ def ntk_limit_lora(seed: int, widths: Sequence[int], ranks: Sequence[int], draws
     one = measure(ratios, networks, x, ranks, ["2"], seeds)
     ends = {w: networks[w] for w in (widths[0], widths[len(widths) // 2])}
     plain = measure(plain_ratios, ends, x, ranks[-1:], ["2"], seeds[: min(draws, 150)])
-    everything = ratios(networks, x, ranks, EVERY, seeds)
+    everything = with_others(one.value, networks, x, ranks, seeds)
     table = pd.concat([spread(one.value, ranks).assign(arm="one layer"),
                        spread(everything, ranks).assign(arm="all layers")], ignore_index=True)  # fmt: skip
     many, pairs, middle = len(widths) * len(ranks), pairs_at_angles(seed), ranks[len(ranks) // 2]

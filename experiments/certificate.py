@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lorantk import Adapter, attach, mlp, ntk, order_certificate
+from lorantk import Adapter, LayerFactors, attach, mlp, order_certificate
 from lorantk.batches import Batch, call, check_integer
+from lorantk.grams import gram
 from lorantk.lora import LoRALayer
 
 from .adam import jacobian, optimizer
@@ -42,6 +43,18 @@ def merged(adapted: nn.Module, model: nn.Module) -> nn.Module:
     return whole.requires_grad_(True)
 
 
+def layer_kernels(
+    adapted: nn.Module, whole: nn.Module, x: Batch, layers: Iterable[str]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Kernels of each layer's adapter, and of the layer of the merged model, frozen or not, as matrices."""
+    halves = {name: [f"{name}.down", f"{name}.up"] for name in layers}
+    both = [half for pair in halves.values() for half in pair]
+    small, large = LayerFactors.from_model(adapted, x, both), LayerFactors.from_model(whole, x, list(halves))
+    for name, pair in halves.items():
+        uses = [(name, which) for which, _ in whole.get_submodule(name).named_parameters()]
+        yield matrix(gram(small, small, [(half, "weight") for half in pair])), matrix(gram(large, large, uses))
+
+
 def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     """A row an adapted layer: its certificate, and the smallest c with K_LoRA <= c K_full on `x`.
 
@@ -57,13 +70,9 @@ def orders(adapted: nn.Module, model: nn.Module, x: Batch) -> pd.DataFrame:
     x : Tensor (n, ...) or mapping of Tensor
         For models in float64.
     """
-    whole, rows, adapted = merged(adapted, model), [], copy.deepcopy(adapted)
-    for layer in _adapted_layers(adapted).values():  # their kernel, also where training left them frozen
-        layer.down.requires_grad_(True)
-        layer.up.requires_grad_(True)
-    kernels: list[Tensor] = []
-    for name, layer in _adapted_layers(adapted).items():
-        lora, full = (matrix(ntk(m, x, layers=[name])) for m in (adapted, whole))
+    whole, rows, kernels = merged(adapted, model), [], []
+    layers = _adapted_layers(adapted)
+    for (name, layer), (lora, full) in zip(layers.items(), layer_kernels(adapted, whole, x, layers), strict=True):
         A, B = layer.down.weight.detach(), layer.up.weight.detach()
         certificate = order_certificate(A, B, layer.scaling)
         share = (layer.scaling * torch.linalg.matrix_norm(B, 2)).item() ** 2
@@ -185,11 +194,11 @@ def search(cases: Sequence[int]) -> pd.DataFrame:
         adapted = attach(model, {name: Adapter(A, B, scaling)})
         whole = merged(adapted, model).requires_grad_(False)
         whole.get_parameter(f"{name}.weight").requires_grad_(True)
-        J, kernel = jacobian(whole, x), matrix(ntk(adapted, x, layers=[name]))
+        J, (kernel, full) = jacobian(whole, x), next(layer_kernels(adapted, whole, x, [name]))
         if not J.any():  # all units are dead: both kernels are 0
             continue
         error = (projected_kernel(J, A, B, scaling) - kernel).abs().max() / kernel.abs().max()
-        ratio = kernel_ratios(kernel, matrix(ntk(whole, x, layers=[name])))[-1].item()
+        ratio = kernel_ratios(kernel, full)[-1].item()
         rows.append({"case": case, "error": error.item(), "ratio": ratio, "bound": order_certificate(A, B, scaling)})
     return pd.DataFrame(rows)
 

@@ -240,10 +240,10 @@ class LoRA:
         deviation = math.sqrt(self.entry_variance(fan_in))
         if self.law == "uniform":
             uniform = torch.rand(rank, fan_in, generator=generator, dtype=torch.float64)
-            return math.sqrt(3.0) * deviation * (2.0 * uniform - 1.0)
+            return uniform.mul_(2.0).sub_(1.0).mul_(math.sqrt(3.0) * deviation)
         gaussian = torch.randn(rank, fan_in, generator=generator, dtype=torch.float64)
         if self.law == "gaussian":
-            return deviation * gaussian
+            return gaussian.mul_(deviation)
         Q, R = torch.linalg.qr(gaussian.T)
         return (Q * R.diagonal().sign()).T  # with these signs Q is uniformly distributed
 

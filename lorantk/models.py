@@ -106,7 +106,7 @@ def mlp(
         layer = layer.to_empty(device=torch.get_default_device())
         scale = 1.0 if parametrization == "ntk" else math.sqrt(weight_variance / fan_in)
         with torch.no_grad():
-            layer.weight.copy_(scale * standard_normal)
+            layer.weight.copy_(standard_normal.mul_(scale))
             if bias:
                 layer.bias.zero_()
         modules.append(layer)
