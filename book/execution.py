@@ -6,13 +6,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,21 @@ from typing import Any
 import nbformat
 import papermill
 from chapters import Chapter
+from kernels import ForkManager, ForkProvisioner, fork_server
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 console = Console(soft_wrap=True)
+SURROUNDINGS = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+    "TQDM_DISABLE": "1",
+    "MALLOC_MMAP_THRESHOLD_": "4000000000",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+}
+"""Chapters run side by side, and sums over two threads would round otherwise; a page shows results, not progress; and
+memory that is given back (by glibc) costs time when it is taken again."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +60,25 @@ def die_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def begin_worker(server: socket.socket | None) -> None:
+    """End with the process that started this one; take kernels from `server` if there is one."""
+    die_with_parent()
+    ForkProvisioner.server = server
+
+
+def _log(chapter: Chapter) -> Path:
+    """Where the start-up chatter of kernels goes; their errors come back in full."""
+    return chapter.root / "book" / "_build" / "kernels.log"
+
+
 def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome:
     """Run one chapter with papermill inside `stage`, in a process for chapters only, whose environment it changes."""
     notebooks = stage / "notebooks"
     notebooks.mkdir(parents=True, exist_ok=True)
     parameters = chapter.defaults() | overrides
-    kernels_log = (chapter.root / "book" / "_build" / "kernels.log").open("ab")
-    os.dup2(kernels_log.fileno(), sys.stderr.fileno())  # start-up chatter of the kernels; errors come back in full
-    os.environ["OMP_NUM_THREADS"] = "1"  # chapters run side by side; sums over two threads would round otherwise
-    os.environ["MKL_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    os.environ["TQDM_DISABLE"] = "1"  # a page shows results, not their progress
+    kernels_log = _log(chapter).open("ab")
+    os.dup2(kernels_log.fileno(), sys.stderr.fileno())
+    os.environ.update(SURROUNDINGS)
     os.environ["LORANTK_RESULTS"] = "../_static"
     os.environ["LORANTK_CHAPTER"] = chapter.name
     os.environ["LORANTK_PARAMETERS"] = json.dumps(parameters)
@@ -67,11 +86,17 @@ def execute(chapter: Chapter, overrides: dict[str, Any], stage: Path) -> Outcome
     start = time.perf_counter()
     try:
         notebook = papermill.execute_notebook(
-            chapter.read(), None, overrides, cwd=notebooks, progress_bar=False, log_output=False
+            chapter.read(),
+            None,
+            overrides,
+            cwd=notebooks,
+            progress_bar=False,
+            log_output=False,
+            kernel_manager_class=ForkManager,
         )
     except PapermillExecutionError as error:
         return Outcome(chapter, time.perf_counter() - start, error.source, "\n".join(error.traceback))
-    except DeadKernelError:
+    except (DeadKernelError, ConnectionError):
         said = "its kernel was killed from outside, as for want of memory: run again, with --jobs 1 if memory is short"
         return Outcome(chapter, time.perf_counter() - start, "", said)
     seconds = time.perf_counter() - start
@@ -140,11 +165,16 @@ def _executed(
     place: Callable[[Chapter], Path],
     jobs: int,
 ) -> Iterator[Outcome]:
-    """How each chapter ended, as it ends; `jobs` at a time, in processes that end with this one."""
+    """How each chapter ended, as it ends; `jobs` at a time, in processes that end with this one.
+
+    Where a worker has more than one chapter to run, kernels are forked from one that has the libraries imported.
+    """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     context = multiprocessing.get_context("spawn")
+    forking = len(chapters) > jobs and sys.platform == "linux"  # elsewhere a fork may not use what was imported
     with (
-        ProcessPoolExecutor(jobs, context, die_with_parent) as pool,
+        fork_server(os.environ | SURROUNDINGS, _log(chapters[0])) if forking else nullcontext() as server,
+        ProcessPoolExecutor(jobs, context, begin_worker, (server,)) as pool,
         Progress(*columns, console=console, disable=not chapters) as progress,
     ):
         task = progress.add_task("chapters", total=len(chapters))
