@@ -8,6 +8,7 @@ import importlib.util
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -199,9 +200,14 @@ def data_files(root: Path, sources: list[str]) -> list[Path]:
     ValueError
         If a name is not a literal: the hash could not follow what the chapter reads.
     """
+    return sorted({root / name for source in sources for name in _data_read(source)})
+
+
+@cache
+def _data_read(source: str) -> frozenset[str]:
     places = {"recorded": ("experiments", ".csv"), "benchmark": ("benchmarks/results", ".json")}
     found = set()
-    for node in (node for source in sources for node in ast.walk(ast.parse(source))):
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
             continue
         called = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
@@ -209,10 +215,10 @@ def data_files(root: Path, sources: list[str]) -> list[Path]:
             match [*node.args, *(k.value for k in node.keywords)]:
                 case [ast.Constant(value=str(name))]:
                     folder, suffix = places[called]
-                    found.add(root / folder / f"{name}{suffix}")
+                    found.add(f"{folder}/{name}{suffix}")
                 case _:
                     raise ValueError(f"{called} must be given one literal name; got {ast.unparse(node)}")
-    return sorted(found)
+    return frozenset(found)
 
 
 def imported_modules(root: Path, sources: list[str]) -> list[Path]:
@@ -222,30 +228,31 @@ def imported_modules(root: Path, sources: list[str]) -> list[Path]:
     do not make every chapter depend on every module. What a module does when it is run as a program does not count.
     """
     found: set[Path] = set()
-    todo = [("", ast.parse(source)) for source in sources]
+    todo = [("", source) for source in sources]
     while todo:
-        package, tree = todo.pop()
-        for path in _modules_imported(root, package, tree) - found:
+        package, source = todo.pop()
+        for path in _modules_imported(root, package, source) - found:
             found.add(path)
-            imported = ast.parse(path.read_text())
-            imported.body = [
-                s for s in imported.body if not (isinstance(s, ast.If) and "__name__" in ast.unparse(s.test))
-            ]
-            todo.append((path.parent.name, imported))
+            todo.append((path.parent.name, path.read_text()))
     return sorted(found)
 
 
-def _modules_imported(root: Path, package: str, tree: ast.Module) -> set[Path]:
-    """Files of modules named by the imports of `tree`, which stands in `package`."""
+@cache
+def _imports(source: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """All import statements but those of the part that runs as a program."""
+    kept = [s for s in ast.parse(source).body if not (isinstance(s, ast.If) and "__name__" in ast.unparse(s.test))]
+    return tuple(node for s in kept for node in ast.walk(s) if isinstance(node, (ast.Import, ast.ImportFrom)))
+
+
+def _modules_imported(root: Path, package: str, source: str) -> set[Path]:
+    """Files of modules named by the imports of `source`, which stands in `package`."""
     found: set[Path] = set()
-    for node in ast.walk(tree):
+    for node in _imports(source):
         if isinstance(node, ast.ImportFrom):
             parts = ([package] if node.level else []) + (node.module or "").split(".")
             names = {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            parts, names = node.names[0].name.split("."), set()
         else:
-            continue
+            parts, names = node.names[0].name.split("."), set()
         parts = [part for part in parts if part]
         if not parts or parts[0] not in PACKAGES:
             continue
@@ -262,6 +269,9 @@ def _modules_imported(root: Path, package: str, tree: ast.Module) -> set[Path]:
 
 def _origins(folder: Path) -> dict[str, str]:
     """Name -> module of the package in `folder` for each name that its __init__ takes from one."""
-    tree = ast.parse((folder / "__init__.py").read_text())
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    imports = [
+        node
+        for node in _imports((folder / "__init__.py").read_text())
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+    ]
     return {alias.name: str(node.module) for node in imports for alias in node.names}

@@ -4,6 +4,8 @@ Chapters run in a stage directory and move into the book only when they are whol
 only when Sphinx is content. A failure, or a kill at any moment, leaves the previous good book as it was.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os
@@ -14,6 +16,8 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
+
+sys.modules["rfc3987_syntax"] = None  # type: ignore[assignment]  # nbformat would make grammars of IRIs for seconds
 
 import trial
 import typer
