@@ -21,7 +21,7 @@ from typing import Any
 import nbformat
 import papermill
 from chapters import Chapter
-from kernels import ForkManager, ForkProvisioner, fork_server
+from forks import ForkManager, ForkProvisioner, fork_server
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from rich.console import Console

@@ -94,8 +94,8 @@ def states(root, jobs):
 def test_a_forked_kernel_starts_as_one_of_its_own_does(tmp_path):
     write(tmp_path, *[[STATE, LEAVE]] * 2)
     forked, alone = states(tmp_path, 1), states(tmp_path, 2)
-    assert all("kernels.py" in parent for parent, *_ in forked)
-    assert not any("kernels.py" in parent for parent, *_ in alone)
+    assert all("forks.py" in parent for parent, *_ in forked)
+    assert not any("forks.py" in parent for parent, *_ in alone)
     for (_, found, _), (_, wanted, _) in zip(forked, alone, strict=True):
         assert found == wanted
     seen = [state for _, _, own in forked + alone for state in own]
