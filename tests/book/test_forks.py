@@ -63,9 +63,9 @@ time.sleep(600)
 DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {book!r})
-import execution, kernels
+import execution, forks
 from chapters import find_chapters
-kernels.LIBRARIES = ("ipykernel.kernelapp", "torch")
+forks.LIBRARIES = ("ipykernel.kernelapp", "torch")
 root = pathlib.Path({root!r})
 chapters = find_chapters(root)
 for outcome in execution.run_trials(chapters, {{}}, lambda chapter: root / chapter.name, 1):
