@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import language_models
 from .races import Contender, Stable, race
 from .rows import agreement, faster
 
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"network": {"widths": [784, 1024, 1024, 10], "n": 128},
-             "bert": {"n": 64, "tokens": 64, "layers": 4, "width": 256, "vocabulary": 1000}},
+             "bert": language_models.SIZES["full"]["small"]},
     "smoke": {"network": {"widths": [12, 16, 3], "n": 8},
-              "bert": {"n": 3, "tokens": 5, "layers": 1, "width": 16, "vocabulary": 20}},
+              "bert": language_models.SIZES["smoke"]["small"]},
 }  # fmt: skip
 
 
@@ -23,7 +24,7 @@ def run(stable: Stable, network: dict[str, Any], bert: dict[str, int], repeats: 
     tasks = {"dattri": "tracin", "TRAK": "trak_features", "bergson": "collected"}
     shapes = {
         "network": f"a network {'-'.join(map(str, network['widths']))}, n = {network['n']}",
-        "BERT": f"a BERT of {bert['layers']} layers, width {bert['width']}, {bert['tokens']} tokens, n = {bert['n']}",
+        "BERT": f"a {language_models.described(bert)}",
     }
     contenders = {
         "network": [

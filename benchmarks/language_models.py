@@ -28,7 +28,7 @@ def run(
     adapters = Contender("lorantk", "bert_adapters", {**large, "rank": rank, "max_memory": "4GB"}, most=0)
     races["large"] = race(stable, [adapters], 1)
     record, peak = races["large"]["lorantk"], races["large"]["lorantk"]["peak_bytes"]
-    shape = f"BERT of {small['layers']} layers, width {small['width']}, {small['tokens']} tokens, n = {small['n']}"
+    shape = described(small)
     base = f"LoRA on query and value of a BERT of {large['layers']} layers, width {large['width']}, n = {large['n']}"
     lines = [
         faster(races["small"], f"{shape}, against vmap(grad)", "lorantk", "vmap(grad)", at_least=1.3),
@@ -40,6 +40,11 @@ def run(
         line("the same, peak memory above the model", None if peak is None else peak / 1e9, "GB", at_most=8),
     ]
     return {"races": races, "lines": lines}
+
+
+def described(bert: dict[str, int]) -> str:
+    """The model and its inputs, for a line of the table."""
+    return f"BERT of {bert['layers']} layers, width {bert['width']}, {bert['tokens']} tokens, n = {bert['n']}"
 
 
 def _memory(records: dict[str, dict[str, Any]]) -> float | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -228,14 +229,18 @@ def bert_gram(n: int, tokens: int, layers: int, width: int, vocabulary: int) -> 
     return lambda: loss_gram(model, {"input_ids": x}, y)
 
 
+def loss(model: nn.Module, values: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
+    """Loss of one input of a network or a BERT at given weights."""
+    if isinstance(model, nn.Sequential):
+        outputs = functional_call(model, values, (row[None],))
+    else:
+        outputs = functional_call(model, values, (), {"input_ids": row[None]}).logits
+    return F.cross_entropy(outputs, label[None])
+
+
 def _loss_gradient(model: nn.Module) -> Callable[[Tensor, Tensor], dict[str, Tensor]]:
     values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    def loss(values: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
-        logits = functional_call(model, values, (), {"inputs_embeds": None, "input_ids": row[None]}).logits
-        return F.cross_entropy(logits, label[None])
-
-    return lambda row, label: grad(loss)(values, row, label)
+    return lambda row, label: grad(partial(loss, model))(values, row, label)
 
 
 def bert_gradients(n: int, tokens: int, layers: int, width: int, vocabulary: int) -> Run:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lorantk.batches import Batch, call, check_integer, check_real, size
-from lorantk.fisher import check_labels
+from lorantk.fisher import loss_cotangents
 
 
 def gradient_descent(
@@ -51,16 +51,12 @@ def gradient_descent(
     parameters = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model must have a trainable parameter (requires_grad=True)")
+    optimizer = torch.optim.SGD(parameters, lr=learning_rate)
     for step in range(steps):
+        optimizer.zero_grad()
         outputs = call(trained, x)
         if not bool(torch.isfinite(outputs).all()):
             raise FloatingPointError(f"outputs are not finite at step {step}: lower learning_rate = {learning_rate}")
-        if step == 0:
-            check_labels(y, len(outputs), outputs[0], loss)
-        entropy = loss == "cross_entropy"
-        total = nn.functional.cross_entropy(outputs, y) if entropy else (outputs - y).square().sum() / (2 * size(x))
-        gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
-        with torch.no_grad():
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.sub_(gradient, alpha=learning_rate)
+        outputs.backward(loss_cotangents(outputs.detach(), y, loss) / size(x))
+        optimizer.step()
     return trained

@@ -61,9 +61,9 @@ def gram(
     scratch = _Scratch(total)
     waiting: list[_Term] = []  # terms held for one pass over the tiles of `total`
     uses = [(name, "weight") for name in one.kinds] if uses is None else list(uses)
-    with_bias = {
+    with_bias = {  # W a + b is one weight on (a, 1), which saves a product of cotangents
         name for name, parameter in uses
-        if parameter == "bias" and (name, "weight") in uses and _is_affine(one, other, name)
+        if parameter == "bias" and (name, "weight") in uses and at_one_position(one, other, name)
     }  # fmt: skip
     products = [(name, parameter) for name, parameter in uses if parameter == "weight" or name not in with_bias]
     for name, parameter in tqdm(products, "parameters", delay=2, leave=False):
@@ -165,9 +165,10 @@ def _side(factors: LayerFactors, name: str, with_bias: Collection[str] = ()) -> 
     return _Side(nn.functional.pad(a, (0, 1), value=1.0) if name in with_bias else a, g.to(dtype))
 
 
-def _is_affine(one: LayerFactors, other: LayerFactors, name: str) -> bool:
-    """Whether W a + b can be taken as one weight on (a, 1), which saves the bias a product: at one position."""
-    return one.kinds[name] == "linear" and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
+def at_one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
+    """Whether a layer is a linear map of one vector an input: its weight's share is (a . a') (g . g')."""
+    linear = _TERMS[one.kinds[name]] is _linear_terms
+    return linear and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
 
 
 def _is_last(one: _Side, other: _Side) -> bool:

@@ -139,11 +139,9 @@ class Layerwise(Method):
         return groups or {1.0: []}
 
     def tile(self, one: LayerFactors, other: LayerFactors, output: str) -> Tensor:
-        shares = [
-            gram(one, other, uses, output) if weight == 1 else gram(one, other, uses, output).mul_(weight)
-            for weight, uses in self.groups(one).items()
-        ]
-        return sum(shares[1:], shares[0])
+        shares = {weight: gram(one, other, uses, output) for weight, uses in self.groups(one).items()}
+        first, *others = (share if weight == 1 else share.mul_(weight) for weight, share in shares.items())
+        return sum(others, first)
 
     def diagonal(self, one: LayerFactors, other: LayerFactors) -> Tensor:
         shares = [diagonal_gram(one, other, uses) * weight for weight, uses in self.groups(one).items()]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from .batches import Batch, check_choice, check_pair, collect, size, uncast
 from .factors import LayerFactors
-from .grams import gram
+from .grams import at_one_position, gram
 from .layers import adaptable_layers, fans
 from .lora import LoRA
 
@@ -74,7 +74,9 @@ def lora_ntk_sweep(
     n1, n2, C = size(x1), size(x2), one.outputs.shape[1]
     shape = (n1, C, n2, C) if output == "full" else (n1, n2)
     kernels = next(model.get_submodule(names[0]).parameters()).new_empty(len(loras), len(seeds), *shape).detach()
-    cotangents = {name: gram(one, other, [(name, "bias")], output) for name in names if _one_position(one, other, name)}
+    cotangents = {
+        name: gram(one, other, [(name, "bias")], output) for name in names if at_one_position(one, other, name)
+    }
     rank = max(lora.rank for lora in loras) if nested else None
     groups = _multiples(model, loras)
     for j, seed in enumerate(tqdm(seeds, "seeds", delay=2, leave=False)):
@@ -97,10 +99,6 @@ def _multiples(model: nn.Module, loras: Sequence[LoRA]) -> list[dict[int, float]
         relative = tuple((name, strength / strongest) for name, strength in strengths.items())
         groups.setdefault((lora.rank, lora.law, relative), {})[i] = strongest
     return [{i: strength / next(iter(group.values())) for i, strength in group.items()} for group in groups.values()]
-
-
-def _one_position(one: LayerFactors, other: LayerFactors, name: str) -> bool:
-    return one.activations[name].ndim == 3 and one.cotangents[name].shape[2] == other.cotangents[name].shape[2] == 1
 
 
 @uncast()

@@ -5,8 +5,6 @@ import sys
 import torch
 from dattri.algorithm.tracin import TracInAttributor
 from dattri.task import AttributionTask
-from torch import nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from trak.gradient_computers import FunctionalGradientComputer
@@ -14,7 +12,7 @@ from trak.modelout_functions import AbstractModelOutput
 from trak.projectors import NoOpProjector
 from trak.utils import get_num_params
 
-from benchmarks.tasks import DEVICE, bert, inputs, labels, network, text
+from benchmarks.tasks import DEVICE, bert, inputs, labels, loss, network, text
 
 VERSIONS = ("dattri", "traker", "bergson", "torch")
 # bergson asks for these, whose wheels do not load beside torch for the CPU; transformers takes them for missing
@@ -26,15 +24,6 @@ def problem(n, widths=None, **sizes):
     if widths:
         return network(widths, "standard"), inputs(n, widths[0]), labels(n, widths[-1])
     return bert(**sizes), text(n, sizes["tokens"], sizes["vocabulary"]), labels(n, 2)
-
-
-def loss(model, values, row, label):
-    """Loss of one input at given weights."""
-    if isinstance(model, nn.Sequential):
-        outputs = functional_call(model, values, (row[None],))
-    else:
-        outputs = functional_call(model, values, (), {"input_ids": row[None]}).logits
-    return F.cross_entropy(outputs, label[None])
 
 
 def tracin(**sizes):

@@ -5,12 +5,12 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from waiting import wait_for
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 sys.path.insert(0, str(BOOK))
@@ -108,7 +108,7 @@ def running(tmp_path):
     write(tmp_path, [WAIT], ["print('done')"])
     program = DRIVER.format(book=str(BOOK), root=str(tmp_path))
     driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    wait_for((tmp_path / "01-first" / "pid").exists)
+    wait_for((tmp_path / "01-first" / "pid").exists, 60)
     children = psutil.Process(driver.pid).children(recursive=True)
     kernel = psutil.Process(int((tmp_path / "01-first" / "pid").read_text()))
     worker = next(p for p in children if "spawn_main" in " ".join(p.cmdline()))
@@ -117,13 +117,6 @@ def running(tmp_path):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     driver.communicate()
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def gone(process):

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 
 import pytest
+from waiting import wait_for
 
 from experiments import schedule
 from experiments.config import Run, load_grid
@@ -61,13 +61,6 @@ def started(tmp_path, root):
         process.wait()
 
 
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
-
-
 @pytest.fixture
 def cluster(tmp_path, started):
     """Address of a scheduler on loopback, and its two workers' processes by worker name."""
@@ -76,7 +69,7 @@ def cluster(tmp_path, started):
     started(
         "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", file, "--no-dashboard"
     )
-    wait_for(file.exists)
+    wait_for(file.exists, 90)
     arguments = ["--scheduler-file", file, "--host", "127.0.0.1", "--nthreads", 1, "--no-nanny", "--no-dashboard"]
     workers = {
         name: started("distributed.cli.dask_worker", *arguments, "--name", name, "--local-directory", tmp_path / name)
@@ -176,7 +169,7 @@ def test_a_driver_killed_in_mid_grid_resumes(tmp_path, grid, runs, cluster, star
     table = ResultsTable(tmp_path, "digits")
     options = ["--results", tmp_path, "--runs-per-job", SIZE, "--scheduler", client.scheduler.address]
     driver = started("experiments", "run", grid, *options)
-    wait_for(table.ids)
+    wait_for(table.ids, 90)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL
     before = table.ids()

@@ -4,12 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
 import psutil
 import pytest
+import waiting
 
 PACKAGES = ("lorantk", "evidence", "experiments", "checks", "benchmarks")
 CHAPTER = """---
@@ -152,11 +152,8 @@ def commands():
 
 
 def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
-    return found
+    """`waiting.wait_for` with the patience that whole commands need."""
+    return waiting.wait_for(condition, seconds)
 
 
 def contents(folder):
