@@ -106,7 +106,7 @@ def browser():
 
 def open_page(browser, site, path, *, width=1280, scheme="light"):
     """The page after MathJax has finished, with what it asked other hosts for and what it wrote to the console."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     trouble = []
 
@@ -172,7 +172,6 @@ def test_page_fits_its_screen_and_shows_one_variant_of_each_figure(opened):
     for scheme, hidden in ((other, first), (first, other)):
         page.emulate_media(color_scheme=scheme)
         page.wait_for_function(f"document.documentElement.dataset.theme === '{scheme}'")
-        page.wait_for_timeout(300)  # colours change by transitions
         for figure in page.locator("figure.lorantk-figure").all():
             assert figure.locator(f"img.only-{scheme}").is_visible()
             assert not figure.locator(f"img.only-{hidden}").is_visible()
@@ -195,7 +194,6 @@ def test_axe_finds_no_violation_in_either_theme(opened):
     found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     page.emulate_media(color_scheme=other)
     page.wait_for_function(f"document.documentElement.dataset.theme === '{other}'")
-    page.wait_for_timeout(300)
     contrasts = {"resultTypes": ["violations"], "runOnly": ["color-contrast", "link-in-text-block"]}
     found += Axe().run(page, options=contrasts).response["violations"]
     assert [(v["id"], node["html"][:150], node["failureSummary"]) for v in found for node in v["nodes"]] == []
