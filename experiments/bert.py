@@ -1,4 +1,4 @@
-"""BERT as a classifier whose upper layers learn, and PEFT's adapters on it, drawn by `lorantk.LoRA`."""
+"""BERT as a classifier whose upper layers learn, and PEFT's adapters on it, drawn by `lorantk.lora.LoRA`."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Run:
     rank : int, optional
         For "lora" and "matched".
     variance : str, optional
-        Of A's entries: "peft" (uniform, 1/(3n)), "k/n" as in `lorantk.LoRA`, or "1/r", which makes E[A^T A] = I.
+        Of A's entries: "peft" (uniform, 1/(3n)), "k/n" as in `lorantk.lora.LoRA`, or "1/r", which makes E[A^T A] = I.
     scaling : str, optional
         s: a number ("1" is alpha = r, "2" is alpha = 2r), "alpha/r" or "alpha/sqrt(r)" with a number for alpha.
     optimizer : {"sgd", "adamw"}

@@ -28,7 +28,7 @@ class Stacked:
     method : {"full", "lora", "head", "matched"}
         What is trained beside the head: all weights; adapters, from B = 0; nothing; or all weights of
         y = c W' a with W' = W / c, whose kernel is c^2 times that of W.
-    adapters : sequence of mappings of layer name to `lorantk.Adapter`
+    adapters : sequence of mappings of layer name to `lorantk.lora.Adapter`
         For "lora": R of them, of one rank in each layer.
     prefactors : sequence of mappings of layer name to float
         For "matched": c of each layer but the head, R of them.

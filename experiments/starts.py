@@ -22,7 +22,7 @@ from .order import kernel_ratios, matrix
 
 DRAWS = {"uniform, 1/(3n)": "peft", "Gaussian, 1/(3n)": "0.3333333333333333/n", "gaussian, 1/r²": "gaussian",
          "orthonormal rows": "orthonormal"}  # fmt: skip
-"""Name -> `lorantk.LoRA`'s variance; B = 0."""
+"""Name -> `lorantk.lora.LoRA`'s variance; B = 0."""
 
 FROM_WEIGHT = ("PiSSA", "OLoRA")
 """Starts whose product s B A is taken off the weight, so that the network computes what it did."""

@@ -92,7 +92,7 @@ def gradient_alignment(
     Parameters
     ----------
     model, loss, layers, method, select, max_memory
-        As in `lorantk.fisher_spectrum`.
+        As in `lorantk.fisher.fisher_spectrum`.
     clean, poisoned : pairs (x, y)
         Inputs (n_c, ...), (n_p, ...), or mappings of tensors, with their labels.
     cosine : bool
@@ -105,7 +105,7 @@ def gradient_alignment(
     Raises
     ------
     TypeError, ValueError
-        As `lorantk.fisher_spectrum`; also if the two batches differ in dtype or shape past the first axis.
+        As `lorantk.fisher.fisher_spectrum`; also if the two batches differ in dtype or shape past the first axis.
 
     Notes
     -----

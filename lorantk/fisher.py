@@ -175,7 +175,7 @@ def loss_gram(
     Parameters
     ----------
     model, layers, method, select, max_memory
-        As in `lorantk.ntk`.
+        As in `lorantk.kernels.ntk`.
     x : Tensor (n, ...) or mapping of Tensor
     y : Tensor
         Labels as in `loss_cotangents`.
@@ -188,7 +188,7 @@ def loss_gram(
     Raises
     ------
     TypeError, ValueError
-        As `lorantk.ntk` and `loss_cotangents`.
+        As `lorantk.kernels.ntk` and `loss_cotangents`.
 
     Notes
     -----

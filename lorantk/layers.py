@@ -86,7 +86,7 @@ def adaptable_layers(model: nn.Module, layers: str | Sequence[str] | None = None
 def layers_with_adapters(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:
     """`adaptable_layers` of a model that may carry adapters: an adapted layer is a layer too, adapters included.
 
-    So ``layers=["0"]`` means the same before and after `lorantk.attach` and ``peft.get_peft_model``.
+    So ``layers=["0"]`` means the same before and after `lorantk.lora.attach` and ``peft.get_peft_model``.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def layers_with_adapters(model: nn.Module, layers: str | Sequence[str]) -> dict[
 
 
 def base_layer(module: nn.Module) -> nn.Module:
-    """The layer below an adapter of `lorantk.attach` or of PEFT; any other module itself."""
+    """The layer below an adapter of `lorantk.lora.attach` or of PEFT; any other module itself."""
     get: Any = getattr(module, "get_base_layer", None)
     base: nn.Module = module if get is None else get()
     return base

@@ -248,7 +248,7 @@ class LoRA:
         return (Q * R.diagonal().sign()).T  # with these signs Q is uniformly distributed
 
     def attach(self, model: nn.Module, seed: int = 0) -> nn.Module:
-        """Copy of `model` with freshly drawn adapters, B = 0 but for PEFT's embeddings: see `lorantk.attach`."""
+        """Copy of `model` with freshly drawn adapters, B = 0 but for PEFT's embeddings: see `lorantk.lora.attach`."""
         adapters = {}
         for name, A in self.sample(model, seed).items():
             layer, B = model.get_submodule(name), None

@@ -31,12 +31,12 @@ from .methods import Jacobian, Layerwise, Method, VectorProducts
 
 
 class TangentKernel:
-    """K of `lorantk.ntk` as an operator of shape (n1 C, n2 C); rows and columns run over inputs, then outputs.
+    """K of `lorantk.kernels.ntk` as an operator of shape (n1 C, n2 C); rows and columns run over inputs, then outputs.
 
     Parameters
     ----------
     model, x1, x2, layers, weights, method, select, max_memory
-        As in `lorantk.ntk`. "layerwise" keeps the factors of both batches; other methods keep the inputs only.
+        As in `lorantk.kernels.ntk`. "layerwise" keeps the factors of both batches; other methods keep the inputs only.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class TangentKernel:
     Raises
     ------
     TypeError, ValueError
-        As `lorantk.ntk`.
+        As `lorantk.kernels.ntk`.
 
     Notes
     -----

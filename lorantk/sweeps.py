@@ -37,7 +37,7 @@ def lora_ntk_sweep(
     Parameters
     ----------
     model, x1, x2, output
-        As in `lorantk.ntk`.
+        As in `lorantk.kernels.ntk`.
     loras : iterable of LoRA
     seeds : iterable of int
     nested : bool

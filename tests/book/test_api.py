@@ -1,10 +1,13 @@
-"""The worked examples of the page about the package run, and give what they say."""
+"""The pages about the code: their worked examples run, what they name is there, and all that is public is named."""
 
 import importlib
 import re
 from pathlib import Path
 
-PAGE = (Path(__file__).resolve().parents[2] / "book" / "api.md").read_text()
+import lorantk
+
+BOOK = Path(__file__).resolve().parents[2] / "book"
+PAGE, CODE = ((BOOK / f"{name}.md").read_text() for name in ("api", "code"))
 
 
 def test_the_five_tasks_run_in_their_order():
@@ -20,10 +23,15 @@ def test_the_five_tasks_run_in_their_order():
     assert set(names["certificates"]) == {"2"}
 
 
-def test_every_name_on_the_page_is_there():
-    named = re.findall(r"automodule:: (\S+)\n   :members: (.*)", PAGE)
+def test_every_name_on_the_pages_is_there_and_every_public_one_on_the_first():
+    def names_on(text):
+        return re.findall(r"automodule:: (\S+)\n   :members: (.*)", text)
+
+    named = names_on(PAGE + CODE)
     missing = [
         (m, name) for m, names in named for name in names.split(", ") if not hasattr(importlib.import_module(m), name)
     ]
-    assert named
+    assert names_on(PAGE)
+    assert names_on(CODE)
     assert missing == []
+    assert set(lorantk.__all__) <= {name for _, names in names_on(PAGE) for name in names.split(", ")}

@@ -23,6 +23,7 @@ PATHS = [
     "claims.html",
     "notation.html",
     "api.html",
+    "code.html",
     "tests.html",
     "bibliography.html",
     *(f"notebooks/{page}.html" for page in PAGES),
@@ -47,7 +48,7 @@ CLIPPED_FORMULAS = """() => {
 
 CUT_CODE = """() => {
   document.querySelectorAll('details').forEach(d => { d.open = true });
-  const cut = [...document.querySelectorAll('article .cell_input pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const cut = [...document.querySelectorAll('article div.highlight pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
   return cut.map(e => e.textContent.slice(0, 80));
 }"""
 
