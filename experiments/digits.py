@@ -1,7 +1,7 @@
 """The digits task: an MLP pretrained on 0 to 4, fine-tuned on 5 to 9. Runs of one shape train together.
 
-The network is `lorantk.models.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the fresh
-head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own.
+The network is `lorantk.models.mlp` in standard parametrisation without biases; adapters sit on both hidden layers; the
+fresh head is trained by every method. With SGD the learning rates may differ: run i's loss is multiplied by its own.
 AdamW has PyTorch's moments. Runs that differ in their steps alone are one network, looked at along its way.
 
 There are two tasks. "digits-exact" is that of `protocol.md`: one test set for all seeds, poison by exact count, no

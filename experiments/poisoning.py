@@ -1,7 +1,8 @@
 """Poison by exact count: which samples an attack takes, and what labels flips give them.
 
 A count is of samples whose label changes. The samples of a smaller count are among those of a larger one, so that doses
-are nested. (`lorantk.attacks.flip_labels` and `lorantk.attacks.insert_trigger` draw with a probability, as the paper does.)
+are nested. (`lorantk.attacks.flip_labels` and `lorantk.attacks.insert_trigger` draw with a probability, as the paper
+does.)
 """
 
 from __future__ import annotations

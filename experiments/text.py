@@ -3,8 +3,8 @@
 The encoder of small runs is MiniLM (6 layers, width 384), of which the last layer and the pooler learn, or MPNet (12
 layers, width 768), of which the last two layers do. The outputs of the lower layers never change, so they are computed
 once for each text, with the trigger and without, and kept on disk.
-Adapters are those of Hugging Face PEFT, their A redrawn by `lorantk.lora.LoRA`. All is in float32, without dropout, weight
-decay or schedule.
+Adapters are those of Hugging Face PEFT, their A redrawn by `lorantk.lora.LoRA`. All is in float32, without dropout,
+weight decay or schedule.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ CLIPPED_FORMULAS = """() => {
 
 CUT_CODE = """() => {
   document.querySelectorAll('details').forEach(d => { d.open = true });
-  const cut = [...document.querySelectorAll('article div.highlight pre')].filter(e => e.scrollWidth > e.clientWidth + 1);
+  const all = [...document.querySelectorAll('article div.highlight pre')];
+  const cut = all.filter(e => e.scrollWidth > e.clientWidth + 1);
   return cut.map(e => e.textContent.slice(0, 80));
 }"""
 
@@ -107,7 +108,8 @@ def browser():
 
 def open_page(browser, site, path, *, width=1280, scheme="light"):
     """The page after MathJax has finished, with what it asked other hosts for and what it wrote to the console."""
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+    viewport = {"width": width, "height": 900}
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce")
     page = context.new_page()
     trouble = []
 
