@@ -94,7 +94,7 @@ def rerun(
 @app.command()
 def proxies(
     block: Annotated[list[str] | None, typer.Option(help="Block of the digits grid; repeatable. Default: all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each configuration.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each configuration.")] = 10,
     jobs: Jobs = -1,
     results: Results = RESULTS,
 ) -> None:

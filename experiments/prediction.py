@@ -1,7 +1,8 @@
 """Whether a number known before training tells how an attack will fare: proxies against harm, and step against rank.
 
 A configuration is what runs share but for the seed; its proxies are those of `proxies.proxies`. The paper's reading
-predicts signs: more information, less harm from flipped labels and more from a backdoor.
+predicts signs: more information, less harm from flipped labels and more from a backdoor. Which proxies are said to add
+anything is fixed in `protocol.md`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from evidence.decisions import benjamini_hochberg
 from evidence.effects import Effect, paired_contrast
 from evidence.resampling import partial_spearman, spearman
 
@@ -56,6 +58,12 @@ Correlations = dict[tuple[str, str], list[Effect]]
 """(optimizer, attack) -> one correlation a proxy, in the order of `GROUPS`."""
 
 
+def of_own_kernels(proxies: pd.DataFrame) -> pd.DataFrame:
+    """The recorded proxies, those of Adam's kernel in place of the plain one's for the runs that have them."""
+    own = {name: proxies[f"adam_{name}"].fillna(proxies[name]) for name in _theory()}
+    return proxies.assign(**own)
+
+
 def predicted_and_measured(
     runs: pd.DataFrame, proxies: pd.DataFrame, poison_rates: PoisonRates, steps: int
 ) -> pd.DataFrame:
@@ -96,23 +104,26 @@ def added_on_held_out(table: pd.DataFrame, known: Sequence[str] = NULL) -> pd.Da
     -------
     DataFrame
         optimizer, attack, proxy; error_null and error, mean absolute errors without it and with it; gain, their
-        difference, with low and high over configurations.
+        difference, with low and high over configurations; adds: whether the gain is above 0 after Benjamini and
+        Hochberg's correction over the rows.
     """
-    found = []
+    found, gains = [], []
     for (optimizer, attack), rows in table.groupby(["optimizer", "attack"]):
         without = _left_out_errors(rows, known)
         for column, name in _theory().items():
             errors = _left_out_errors(rows, [*known, column])
             gain = paired_contrast(np.column_stack([without, errors]), [1, -1], name)
+            gains.append(gain)
             found.append({"optimizer": optimizer, "attack": attack, "proxy": name, "error_null": without.mean(),
                           "error": errors.mean(), "gain": gain.value, "low": gain.low, "high": gain.high})  # fmt: skip
-    return pd.DataFrame(found)
+    shown = benjamini_hochberg([gain.p_difference() for gain in gains])
+    return pd.DataFrame(found).assign(adds=[bool(s) and g.value > 0 for s, g in zip(shown, gains, strict=True)])
 
 
 def most_added(added: pd.DataFrame) -> pd.DataFrame:
     """The proxy that adds most to the prediction, for each optimizer and attack, and how many add anything."""
-    best = added.sort_values("gain", ascending=False).groupby(["optimizer", "attack"]).head(1)
-    counts = added[added.low > 0].groupby(["optimizer", "attack"]).size().rename("that add")
+    best = added.sort_values("gain", ascending=False).groupby(["optimizer", "attack"]).head(1).drop(columns="adds")
+    counts = added[added.adds].groupby(["optimizer", "attack"]).size().rename("that add")
     best = best.join(counts, on=["optimizer", "attack"]).fillna({"that add": 0}).astype({"that add": int})
     return best.sort_values(["attack", "optimizer"]).replace({"optimizer": WORDS, "attack": WORDS})
 

@@ -2,7 +2,8 @@
 
 Scale-carrying proxies grow with the kernel: trace, information bits, raw alignment. Scale-free ones do not see a common
 factor: normalised entropy, cosine, and the noise that the adapter adds to cosines. The kernel's drift is measured over
-the run's own training. All are of the parameters that the run trains, head included, in float64.
+the run's own training. All are of the parameters that the run trains, head included, in float64. Of AdamW runs the same
+are taken of Adam's kernel J D J^T too (``adam-kernel``), D the preconditioner that Adam would come to if it did not move.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lorantk import information_bits, ntk, renyi_entropy
-from lorantk.fisher import loss_gram
+from lorantk.fisher import loss_gradients, loss_gram
 
 from . import digits
 from .config import Run
@@ -25,6 +26,9 @@ from .schedule import side_by_side
 
 CLEAN, POISONED, DRIFT = 96, 48, 32
 """Inputs behind the Fisher information, poisoned ones beside them, and those whose kernel is followed."""
+
+EPS = 1e-8
+"""PyTorch's, beside the root mean square of a gradient in D."""
 
 
 def measure(runs: Sequence[Run], jobs: int) -> pd.DataFrame:
@@ -50,7 +54,7 @@ def proxies(run: Run) -> dict[str, float | str]:
         full fine-tuning; entropy_unnormalised: Renyi's of order 1/2; entropy_normalised: Shannon's; alignment, cosine:
         mean absolute inner product and cosine of clean and poisoned gradients; cosine_noise: root mean square of its
         difference from full fine-tuning's cosine; kernel_drift: relative change of the kernel over the training,
-        NaN if it diverged.
+        NaN if it diverged. For AdamW all but the last again of Adam's kernel, with "adam_" before their names.
 
     Raises
     ------
@@ -61,17 +65,24 @@ def proxies(run: Run) -> dict[str, float | str]:
         raise ValueError("run must have an attack; got 'none'")
     model = digits.start([run])
     network = model.network(0).double()
-    gram = _gram(network, run)
-    full = _full_gram(replace(run, method="full", rank=None, variance=None, scaling=None, learning_rate=1.0))
-    eigenvalues = torch.linalg.eigvalsh(gram[:CLEAN, :CLEAN] / CLEAN).clamp(min=0.0)
-    cosine, full_cosine = _cosine(gram), _cosine(full)
+    whole = replace(run, method="full", rank=None, variance=None, scaling=None, learning_rate=1.0)
+    found: dict[str, float | str] = {"id": run.id, **_of_gram(_gram(network, run), _full_gram(whole))}
+    if run.optimizer == "adamw":
+        of_adam = _of_gram(_adam_gram(network, run), _full_adam_gram(whole))
+        found |= {f"adam_{name}": value for name, value in of_adam.items()}
     kernel = _kernel(network, run)
     x, y = digits.poisoned(run)
     digits.train(model, [run], x[None], y[None])
     finite = all(bool(parameter.isfinite().all()) for parameter in model.parameters)
     after = _kernel(model.network(0).double(), run) if finite else torch.nan * kernel
+    return found | {"kernel_drift": ((after - kernel).norm() / kernel.norm()).item()}
+
+
+def _of_gram(gram: Tensor, full: Tensor) -> dict[str, float]:
+    """All proxies but the drift, from inner products of gradients, and those of full fine-tuning."""
+    eigenvalues = torch.linalg.eigvalsh(gram[:CLEAN, :CLEAN] / CLEAN).clamp(min=0.0)
+    cosine, full_cosine = _cosine(gram), _cosine(full)
     return {
-        "id": run.id,
         "fisher_trace": eigenvalues.sum().item(),
         "information_bits": information_bits(eigenvalues).item(),
         "regularised_bits": information_bits(
@@ -82,20 +93,51 @@ def proxies(run: Run) -> dict[str, float | str]:
         "alignment": gram[:CLEAN, CLEAN:].abs().mean().item(),
         "cosine": cosine.abs().mean().item(),
         "cosine_noise": (cosine - full_cosine).square().mean().sqrt().item(),
-        "kernel_drift": ((after - kernel).norm() / kernel.norm()).item(),
     }
 
 
-def _gram(network: nn.Module, run: Run) -> Tensor:
-    """Inner products of loss gradients at CLEAN clean and POISONED poisoned inputs."""
+def _compared(run: Run) -> tuple[Tensor, Tensor]:
+    """CLEAN clean inputs and POISONED poisoned ones with their labels."""
     x, y = (part[: CLEAN + POISONED] for part in digits.split(run.seed).train)
     poison_x, poison_y = digits.poison(x[CLEAN:], y[CLEAN:], replace(run, poison_rate=1.0))
-    return loss_gram(network, torch.cat([x[:CLEAN], poison_x]).double(), torch.cat([y[:CLEAN], poison_y]))
+    return torch.cat([x[:CLEAN], poison_x]).double(), torch.cat([y[:CLEAN], poison_y])
+
+
+def _gram(network: nn.Module, run: Run) -> Tensor:
+    """Inner products of loss gradients at the inputs compared."""
+    return loss_gram(network, *_compared(run))
+
+
+def _adam_gram(network: nn.Module, run: Run) -> Tensor:
+    """The same weighted by `preconditioner`: from gradients one by one, as a factor an entry needs them."""
+    gradients = loss_gradients(network, *_compared(run))
+    return gradients * preconditioner(network, run) @ gradients.T
+
+
+def preconditioner(network: nn.Module, run: Run) -> Tensor:
+    """Adam's D = 1 / (sqrt(v) + EPS) for each trained parameter, (P,), at the parameters that the network has.
+
+    v is the mean square of the gradient of a batch of the run's poisoned training data, drawn with replacement:
+    m^2 + s^2 / batch_size for the mean m and the variance s^2 of the gradients of single samples. Adam's moment v, its
+    bias corrected, comes to it while the parameters hardly move.
+    """
+    x, y = digits.poisoned(run)
+    first = second = torch.zeros(())
+    for part in range(0, len(x), CLEAN):
+        gradients = loss_gradients(network, x[part : part + CLEAN].double(), y[part : part + CLEAN])
+        first, second = first + gradients.sum(0), second + gradients.square().sum(0)
+    mean, square = first / len(x), second / len(x)
+    return 1 / ((mean**2 + (square - mean**2) / run.batch_size).sqrt() + EPS)
 
 
 @lru_cache(maxsize=64)
 def _full_gram(run: Run) -> Tensor:
     return _gram(digits.start([run]).network(0).double(), run)
+
+
+@lru_cache(maxsize=64)
+def _full_adam_gram(run: Run) -> Tensor:
+    return _adam_gram(digits.start([run]).network(0).double(), run)
 
 
 def _cosine(gram: Tensor) -> Tensor:
