@@ -58,10 +58,11 @@ Correlations = dict[tuple[str, str], list[Effect]]
 """(optimizer, attack) -> one correlation a proxy, in the order of `GROUPS`."""
 
 
-def of_own_kernels(proxies: pd.DataFrame) -> pd.DataFrame:
-    """The recorded proxies, those of Adam's kernel in place of the plain one's for the runs that have them."""
-    own = {name: proxies[f"adam_{name}"].fillna(proxies[name]) for name in _theory()}
-    return proxies.assign(**own)
+def of_kernel(proxies: pd.DataFrame, own: bool = True) -> pd.DataFrame:
+    """The recorded proxies, a column each: of the kernel of the optimizer's own step, Adam's under AdamW, or not."""
+    of_adam = [f"adam_{name}" for name in _theory()]
+    values = {name: proxies[adam].fillna(proxies[name]) for name, adam in zip(_theory(), of_adam, strict=True) if own}
+    return proxies.drop(columns=of_adam).assign(**values)
 
 
 def predicted_and_measured(
@@ -82,6 +83,23 @@ def proxy_correlations(table: pd.DataFrame, rng: np.random.Generator) -> Correla
         (str(optimizer), str(attack)): [spearman(rows[column], rows.harm, rng, named[column]) for column in named]
         for (optimizer, attack), rows in table.groupby(["optimizer", "attack"])
     }
+
+
+def beside_plain(own: pd.DataFrame, plain: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation with harm under AdamW, a row a proxy: of Adam's kernel and of the plain one, by attack.
+
+    Parameters
+    ----------
+    own, plain : DataFrame
+        Of `predicted_and_measured`, with the proxies of `of_kernel` for either kernel.
+    """
+    named = {**_theory(), "trace × rate": "trace × learning rate"}
+    found: dict[str, list[float]] = {}
+    for attack, word in (("untargeted", "flips"), ("backdoor", "backdoor")):
+        for kernel, table in (("Adam's kernel", own), ("plain kernel", plain)):
+            rows = table[(table.optimizer == "adamw") & (table.attack == attack)]
+            found[f"{word}, {kernel}"] = [rows[column].corr(rows.harm, method="spearman") for column in named]
+    return pd.DataFrame({"proxy": [*named.values()], **found})
 
 
 def partial_correlations(table: pd.DataFrame, rng: np.random.Generator, held: Sequence[str] = NULL) -> Correlations:

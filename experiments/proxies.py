@@ -3,7 +3,7 @@
 Scale-carrying proxies grow with the kernel: trace, information bits, raw alignment. Scale-free ones do not see a common
 factor: normalised entropy, cosine, and the noise that the adapter adds to cosines. The kernel's drift is measured over
 the run's own training. All are of the parameters that the run trains, head included, in float64. Of AdamW runs the same
-are taken of Adam's kernel J D J^T too (``adam-kernel``), D the preconditioner that Adam would come to if it did not move.
+are taken of Adam's kernel J D J^T too (``adam-kernel``), D the preconditioner that Adam comes to if it does not move.
 """
 
 from __future__ import annotations
