@@ -248,14 +248,18 @@ class Claim:
 
 
 def _checks(evidence: Sequence[Evidence]) -> Table:
-    """A row a check; a reading with its source, or with what it repairs."""
+    """A row a check; a reading with its source, or with what it repairs; sentences are not said twice in a row."""
     rows: list[Sequence[Cell]] = []
+    before = ("", "")
     for e in evidence:
-        reading = e.reading + (f": {e.source}" if e.source else f", for: {e.repairs}" if e.repairs else "")
-        chance = f" (by chance: {number(e.miss)})" if e.miss else ""
+        reason = f": {e.source}" if e.source else f", for: {e.repairs}" if e.repairs else ""
+        fails = e.fails_if + (f" (by chance: {number(e.miss)})" if e.miss else "")
+        reading = e.reading + (", as above" if reason and reason == before[0] else reason)
         predicted, met = interval(e.low, e.high), "yes" if e.passes else "no"
         route = e.route.replace("checks.", "").replace("experiments.", "")
-        rows.append((e.name, number(e.value), predicted, met, reading, e.fails_if + chance, Code(route)))
+        said = "as above" if fails == before[1] else fails
+        rows.append((e.name, number(e.value), predicted, met, reading, said, Code(route)))
+        before = reason, fails
     return Table(("measured", "value", "predicted", "met", "reading", "fails if", "route"), rows)
 
 

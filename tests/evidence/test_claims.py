@@ -189,3 +189,9 @@ def test_the_same_kind_of_slip_has_the_same_verdict(root):
     }
     slips = [("eq-6", ""), ("eq-7", "shannon"), ("eq-8", ""), ("eq-9", "")]
     assert {parts[slip] for slip in slips} == {"holds as meant"}
+
+
+def test_what_two_checks_in_a_row_say_alike_is_said_once():
+    page = Claim("eq-1", [GOOD, BAD], decisive="a")._repr_html_()
+    assert page.count(GOOD.fails_if) == 1
+    assert page.count("as above") == 1
