@@ -256,7 +256,7 @@ def _checks(evidence: Sequence[Evidence]) -> Table:
         fails = e.fails_if + (f" (by chance: {number(e.miss)})" if e.miss else "")
         reading = e.reading + (", as above" if reason and reason == before[0] else reason)
         predicted, met = interval(e.low, e.high), "yes" if e.passes else "no"
-        route = e.route.replace("checks.", "").replace("experiments.", "")
+        route = ", ".join(name.rpartition(".")[2] for name in e.route.split(", "))
         said = "as above" if fails == before[1] else fails
         rows.append((e.name, number(e.value), predicted, met, reading, said, Code(route)))
         before = reason, fails
