@@ -28,12 +28,13 @@ class Badge:
 
 @dataclass(frozen=True)
 class Code:
-    """A name or a command; in HTML a line may end within it after a dot or an underscore."""
+    """A name or a command; in HTML a line may end within it after a dot or an underscore, but not within an option."""
 
     text: str
 
     def html(self) -> str:
-        return "<code>" + re.sub("([._])", r"\1<wbr>", html.escape(self.text)) + "</code>"
+        breaking = re.sub("([._])", r"\1<wbr>", html.escape(self.text))
+        return "<code>" + re.sub(r"(?<= )(-+\w+)", r'<span class="option">\1</span>', breaking) + "</code>"
 
     def markdown(self) -> str:
         return f"`{self.text}`"
