@@ -80,7 +80,8 @@ def test_the_grid_is_the_one_that_is_analysed():
 
 def test_where_half_of_the_flips_are_learned_lora_has_lost_more():
     """What chapter 12 says of the recorded grid."""
-    found = comparisons(memorisation.along(memorisation.memorising_runs())).query("share == 0.5")
+    everywhere = comparisons(memorisation.along(memorisation.memorising_runs()))
+    found = everywhere.query("share == 0.5")
     method = found[found.effect.str.startswith("LoRA")].set_index(["optimizer", "flips"])
     assert (method.lowest.drop(("AdamW", 0.4)) > 0).all()
     assert -0.01 < method.lowest["AdamW", 0.4] < 0 < method.highest["AdamW", 0.4]
@@ -88,3 +89,7 @@ def test_where_half_of_the_flips_are_learned_lora_has_lost_more():
     assert (trend.lowest["SGD"] > 0).all()
     assert (trend.lowest["AdamW"] < 0).all()
     assert (method.low < 0).all()
+    others = everywhere[everywhere.effect.str.startswith("LoRA")].query("share != 0.5").set_index("flips").lowest
+    assert (others[0.2] > 0).all()
+    assert (others[0.4] < 0).any()
+    assert -0.02 < others[0.4].min() < -0.015
