@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
-from typing import IO
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class Busy(RuntimeError):
     """Another command is at work on the same thing."""
 
 
-def hold(lock: IO[str], said: str) -> None:
-    """Hold an open file as a lock until it is closed.
+def hold(path: Path, said: str) -> Callable[[], None]:
+    """Hold the lock of this file, and return what frees it.
 
     Raises
     ------
     Busy
         Saying `said`, if another process holds it.
     """
+    lock = FileLock(path, timeout=0)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire()
+    except Timeout:
         raise Busy(said) from None
+    return lock.release

@@ -113,9 +113,8 @@ def main(
         if settings:
             report_failures(trial.run([c for c in chapters if c.name in overrides], overrides, jobs))
             return
-        lock = (build / "lock").open("w")  # held until the command ends, however it ends
-        context.call_on_close(lock.close)
-        hold(lock, f"another regeneration is at work on {root}: wait for its end")
+        free = hold(build / "lock", f"another regeneration is at work on {root}: wait for its end")
+        context.call_on_close(free)
         sweep_leftovers(root)
         outcomes = run_chapters(outdated(chapters), root / "book", jobs)
         report_failures(outcomes)

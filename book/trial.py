@@ -213,8 +213,8 @@ def run(chapters: Sequence[Chapter], overrides: Mapping[str, Mapping[str, Any]],
         for chapter in chapters:
             folder = folder_of(chapter)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = held.enter_context(folder.with_suffix(".lock").open("w"))
-            hold(lock, f"another trial of {chapter.name} is at work: wait for its end")
+            lock = folder.with_suffix(".lock")
+            held.callback(hold(lock, f"another trial of {chapter.name} is at work: wait for its end"))
         outcomes = sorted(run_trials(chapters, overrides, fresh_folder, jobs), key=lambda outcome: outcome.chapter.name)
         for outcome in outcomes:
             if not outcome.traceback:

@@ -8,7 +8,6 @@ refused.
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from evidence.artifacts import CorruptFile, table_rows, write_atomically
 
@@ -125,8 +125,7 @@ class ResultsTable:
     def _locked(self) -> Iterator[None]:
         """Hold the lock of this table, which the operating system releases if the process dies."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".lock").open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with FileLock(self.path.with_suffix(".lock")):
             yield
 
 

@@ -1,6 +1,5 @@
 """Regeneration on a toy project: caching, failures, parameters, the comparison with the reference."""
 
-import fcntl
 import itertools
 import json
 import shutil
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from evidence.effects import Effect
@@ -183,8 +183,7 @@ def test_a_trial_with_other_parameters_says_what_moved_and_leaves_the_book_alone
 def test_two_trials_of_a_chapter_at_once_are_refused(toy):
     lock = toy / "book/_build/trial/01-first.lock"
     lock.parent.mkdir(parents=True)
-    with lock.open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(lock):
         result = run(toy, "--only", "1", "--set", "seed=3")
     assert result.exit_code == 2
     assert "another trial of 01-first is at work" in result.stdout
@@ -460,8 +459,7 @@ def test_a_chapter_has_a_number_with_or_without_its_zero(toy):
 def test_two_at_once_are_refused_and_leftovers_swept(toy):
     leftover = toy / "book" / "_build" / "stage-killed"
     leftover.mkdir(parents=True)
-    with (toy / "book" / "_build" / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(toy / "book" / "_build" / "lock"):
         refused = run(toy)
     assert refused.exit_code == 2
     assert "another regeneration is at work" in refused.stdout
