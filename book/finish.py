@@ -61,9 +61,9 @@ def mend(soup: BeautifulSoup) -> None:
     """Change one page in place: icons, roles, heads, hidden cells."""
     for script in soup.find_all("script", src=re.compile("fontawesome")):
         script.decompose()
-    for text in soup.select("dl.py.attribute dd > p"):  # of a named tuple: its own docstring says what the fields are
-        if text.get_text().startswith("Alias for field number"):
-            text.decompose()
+    printed, number = soup.select_one("#jb-print-docs-body h1"), soup.select_one("article h1 .section-number")
+    if printed and number:  # the title on paper is another one
+        printed.insert(0, number.get_text())
     for entry in soup.select('[role="doc-biblioentry"]'):
         entry["role"] = "listitem"
     for head in soup.find_all("th"):

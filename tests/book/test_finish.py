@@ -168,7 +168,10 @@ def test_the_printed_book_has_every_page_of_the_contents(tmp_path):
         pdf.print_book(tmp_path, names, tmp_path / "book.pdf")
 
 
-def test_fields_of_a_named_tuple_are_listed_without_their_numbers():
-    field = '<dl class="py attribute"><dt>{0}</dt><dd><p>{1}</p></dd></dl>'
-    soup = mended(field.format("A", "Alias for field number 0") + field.format("rank", "Of the adapter."))
-    assert soup.get_text(" ") == "A rank Of the adapter."
+def test_a_chapter_has_its_number_on_paper_too():
+    soup = BeautifulSoup(
+        '<div id="jb-print-docs-body"><h1>Runs</h1></div>'
+        '<article><h1><span class="section-number">3. </span>Runs</h1></article>', "html.parser"
+    )  # fmt: skip
+    finish.mend(soup)
+    assert [title.get_text() for title in soup.find_all("h1")] == ["3. Runs", "3. Runs"]
