@@ -122,8 +122,8 @@ def added_on_held_out(table: pd.DataFrame, known: Sequence[str] = NULL) -> pd.Da
     -------
     DataFrame
         optimizer, attack, proxy; error_null and error, mean absolute errors without it and with it; gain, their
-        difference, with low and high over configurations; adds: whether the gain is above 0 after Benjamini and
-        Hochberg's correction over the rows.
+        difference, with low and high over configurations; adds: whether the gain is above 0, by one-sided tests after
+        Benjamini and Hochberg's correction over the rows.
     """
     found, gains = [], []
     for (optimizer, attack), rows in table.groupby(["optimizer", "attack"]):
@@ -134,8 +134,7 @@ def added_on_held_out(table: pd.DataFrame, known: Sequence[str] = NULL) -> pd.Da
             gains.append(gain)
             found.append({"optimizer": optimizer, "attack": attack, "proxy": name, "error_null": without.mean(),
                           "error": errors.mean(), "gain": gain.value, "low": gain.low, "high": gain.high})  # fmt: skip
-    shown = benjamini_hochberg([gain.p_difference() for gain in gains])
-    return pd.DataFrame(found).assign(adds=[bool(s) and g.value > 0 for s, g in zip(shown, gains, strict=True)])
+    return pd.DataFrame(found).assign(adds=benjamini_hochberg([gain.p_above() for gain in gains]))
 
 
 def most_added(added: pd.DataFrame) -> pd.DataFrame:

@@ -115,11 +115,12 @@ def _adam_gram(network: nn.Module, run: Run) -> Tensor:
 
 
 def preconditioner(network: nn.Module, run: Run) -> Tensor:
-    """Adam's D = 1 / (sqrt(v) + EPS) for each trained parameter, (P,), at the parameters that the network has.
+    """Adam's D = 1 / (sqrt(v) + EPS) for each trained weight, (P,), where the network stands; 0 where v is 0.
 
     v is the mean square of the gradient of a batch of the run's poisoned training data, drawn with replacement:
     m^2 + s^2 / batch_size for the mean m and the variance s^2 of the gradients of single samples. Adam's moment v, its
-    bias corrected, comes to it while the parameters hardly move.
+    bias corrected, comes to it while the parameters hardly move. Where it is 0 no training sample has a gradient, as
+    at a unit that only other inputs reach: training never moves that weight, and 1 / EPS would be all that is seen.
     """
     x, y = digits.poisoned(run)
     first = second = torch.zeros(())
@@ -127,7 +128,8 @@ def preconditioner(network: nn.Module, run: Run) -> Tensor:
         gradients = loss_gradients(network, x[part : part + CLEAN].double(), y[part : part + CLEAN])
         first, second = first + gradients.sum(0), second + gradients.square().sum(0)
     mean, square = first / len(x), second / len(x)
-    return 1 / ((mean**2 + (square - mean**2) / run.batch_size).sqrt() + EPS)
+    v = mean**2 + (square - mean**2) / run.batch_size
+    return torch.where(v > 0, 1 / (v.sqrt() + EPS), 0.0)
 
 
 @lru_cache(maxsize=64)

@@ -53,7 +53,8 @@ class SavedAdapter:
         PEFT's adapter_config.json, empty if there is none.
     scaling_from : str
         Where s comes from: "adapter_config.json", "lora_adapter_metadata", "alpha tensors" or "--alpha".
-    adapters : dict of layer name to A (rank, fan_in), B (fan_out, rank) and s
+    adapters : dict of Adapter
+        By layer name.
     embeddings : set of str
         Layers where A starts at 0 and B is drawn, as PEFT does it for an embedding.
     others : tuple of str

@@ -27,13 +27,19 @@ class Plan:
 
     Attributes
     ----------
-    scaling : s
-    variance : sigma^2, of the entries of A
-    order : (c-, c+): c- K_FF <= K_LoRA <= c+ K_FF whatever the inputs, in the mean of the edges
-    order_on_data : the same on inputs whose activations span `dimension` directions, or None
-    largest_dimension : up to which c+ <= 1
-    sgd, adam : by how much LoRA's first step lowers the loss, full fine-tuning's being 1 at the same learning rate
-    angle : mean of abs(cos) that a pair with orthogonal activations gets
+    scaling, variance : float
+        s, and sigma^2 of the entries of A.
+    order : (float, float)
+        (c1, c2): c1 K_FF <= K_LoRA <= c2 K_FF whatever the inputs, in the mean of the edges.
+    order_on_data : (float, float) or None
+        The same on inputs whose activations span `dimension` directions.
+    largest_dimension : int
+        Up to which c2 <= 1.
+    sgd, adam : float
+        By how much LoRA's first step lowers the loss, full fine-tuning's being 1 at the same learning rate. Where B
+        learns at another rate than full fine-tuning would (LoRA+), times the ratio of the two.
+    angle : float
+        Mean of abs(cos) that a pair with orthogonal activations gets.
     """
 
     rank: int
@@ -64,8 +70,9 @@ def plan(
 
     Parameters
     ----------
-    rank, alpha : int, float
-        r, and the numerator of s = alpha / r, or of alpha / sqrt(r) with `rslora`.
+    rank : int
+    alpha : float
+        The numerator of s = alpha / r, or of alpha / sqrt(r) with `rslora`.
     width : int
         n, the fan-in of the adapted layer.
     init : {"peft", "gaussian", "orthonormal"}
@@ -128,13 +135,17 @@ class LayerAudit:
 
     Attributes
     ----------
-    certificate : ``s^2 (|A|^2 + |B|^2)``, spectral norms: K_LoRA <= certificate K_FF at the merged point, so at most
-        1 means that LoRA's kernel lies below full fine-tuning's
-    scale : ``s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out)``, K_LoRA over K_FF for isotropic activations and cotangents
-    norm_a, norm_b : spectral norms
-    update : Frobenius norm of s B A; share: its square over the sum of all layers
-    stable_rank, effective_rank : ``|sBA|_F^2 / |sBA|^2``, and exp(entropy of the normalised singular values); 0 if
-        B A = 0
+    certificate : float
+        ``s^2 (|A|^2 + |B|^2)``, spectral norms: K_LoRA <= certificate K_FF at the merged point, so that at most 1 means
+        that LoRA's kernel lies below full fine-tuning's. For plain gradients, A and B at one learning rate.
+    scale : float
+        ``s^2 (|A|_F^2 / fan_in + |B|_F^2 / fan_out)``, K_LoRA over K_FF for isotropic activations and cotangents.
+    norm_a, norm_b : float
+        Spectral norms.
+    update, share : float
+        Frobenius norm of s B A, and its square over the sum of all layers.
+    stable_rank, effective_rank : float
+        ``|sBA|_F^2 / |sBA|^2``, and exp(entropy of the normalised singular values); 0 if B A = 0.
     """
 
     name: str
@@ -184,11 +195,16 @@ class Audit:
 
     Attributes
     ----------
-    scaling_from : where s comes from
-    init : what PEFT's configuration says about the draw, e.g. "True" or "pissa"; "" without one
-    others : tensors that were saved as a whole, and that the numbers here leave out
-    certificate : the largest of all layers: K_LoRA <= certificate K_FF, summed over the adapted layers
-    update : Frobenius norm of all s B A together
+    scaling_from : str
+        Where s comes from.
+    init : str
+        What PEFT's configuration says about the draw, e.g. "True" or "pissa"; "" without one.
+    others : tuple of str
+        Tensors that were saved as a whole, and that the numbers here leave out.
+    certificate : float
+        The largest of all layers: K_LoRA <= certificate K_FF, summed over the adapted layers.
+    update : float
+        Frobenius norm of all s B A together.
     """
 
     path: str

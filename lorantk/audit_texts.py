@@ -25,12 +25,18 @@ class KernelAudit:
 
     Attributes
     ----------
-    outputs : "log-likelihood" of each text, or "logits"
-    scale : trace of K_LoRA over trace of K_FF
-    order : largest eigenvalue of K_FF^(-1/2) K_LoRA K_FF^(-1/2); at most the certificate
-    shares, scales : layer name to its share of the trace of K_LoRA, and to its own scale
-    spectrum, full_spectrum : eigenvalues of K_LoRA and K_FF, largest first
-    information, full_information : half their log2 pseudo-determinants, in bits
+    outputs : {"log-likelihood", "logits"}
+        Of each text.
+    scale : float
+        Trace of K_LoRA over trace of K_FF.
+    order : float
+        Largest eigenvalue of K_FF^(-1/2) K_LoRA K_FF^(-1/2); at most the certificate.
+    shares, scales : dict of float
+        Layer name to its share of the trace of K_LoRA, and to its own scale.
+    spectrum, full_spectrum : list of float
+        Eigenvalues of K_LoRA and K_FF, largest first.
+    information, full_information : float
+        Half their log2 pseudo-determinants, in bits.
     """
 
     outputs: str

@@ -71,13 +71,14 @@ def ntk(
     Parameters
     ----------
     model : nn.Module
-        Maps a batch of n inputs to outputs (n, C), input by input; outputs in an attribute ``logits`` will do.
+        Maps a batch of n inputs to outputs (n, C), input by input; such outputs in an attribute ``logits`` will do. A
+        language model's, of shape (n, T, vocabulary), need `select` or a module around the model.
     x1, x2 : Tensor (n1, ...), (n2, ...), mappings of such tensors given by keyword, or iterables of such batches
         Inputs in the model's dtype and on its device; x2 = x1 when None.
     layers : str or sequence of str, optional
         Keep the contribution of these layers and of adapters on them only: names, a regular expression or
         "all-linear", as in `lorantk.layers.adaptable_layers`; a layer keeps its name when it is adapted.
-    weights : mapping of parameter name, or regular expression that matches names, to a number or Tensor, optional
+    weights : mapping of parameter name, or regular expression that matches whole names, to number or Tensor, optional
         D: a non-negative factor, or one for each entry, of these parameters; 1 for the others. So learning rates a
         group (LoRA+) or a diagonal preconditioner (Adam) enter the kernel.
     method : {"auto", "jacobian", "vector_products", "layerwise"}

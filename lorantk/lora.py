@@ -205,7 +205,7 @@ class LoRA:
 
     @property
     def law(self) -> str:
-        """Distribution of the entries of A beside their variance: "uniform", "orthonormal" or "gaussian"."""
+        """How the entries of A are distributed, "uniform", "orthonormal" or "gaussian"; beside it their variance."""
         return {"peft": "uniform", "orthonormal": "orthonormal"}.get(str(self.variance), "gaussian")
 
     def sample(self, model: nn.Module, seed: int) -> dict[str, Tensor]:

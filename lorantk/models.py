@@ -121,8 +121,11 @@ class SelfAttentionBlock(nn.Module):
 
     Parameters
     ----------
-    width, hidden, outputs : int
-        Dimension of a token, of the feed-forward layer, and number of outputs.
+    width : int
+        Dimension of a token.
+    hidden : int
+        Of the feed-forward layer.
+    outputs : int
     seed : int
         Seed of an explicit generator.
     """

@@ -35,8 +35,10 @@ class TangentKernel:
 
     Parameters
     ----------
-    model, x1, x2, layers, weights, method, select, max_memory
+    model, x1, x2, layers, weights, method, select
         As in `lorantk.kernels.ntk`. "layerwise" keeps the factors of both batches; other methods keep the inputs only.
+    max_memory : int or str, optional
+        Of `dense` and of the chunks of `to_dask`; products need none of it.
 
     Attributes
     ----------
@@ -100,13 +102,13 @@ class TangentKernel:
             return self._side1.push(direction).detach().reshape(-1)
 
     def diagonal(self) -> Tensor:
-        """(n C,): K of each input and output with itself."""
+        """K of each input and output with itself, (n C,); ValueError if the two batches differ."""
         self._needs_one_batch("diagonal")
         with undisturbed(self._model):
             return self._side1.diagonal().to(self.dtype).diagonal(dim1=1, dim2=2).reshape(-1)
 
     def trace(self) -> Tensor:
-        """The sum of the diagonal, a scalar tensor, in time O(n)."""
+        """The sum of the diagonal, a scalar tensor, in time O(n); ValueError if the two batches differ."""
         return self.diagonal().sum()
 
     def eigenvalues(self, k: int) -> Tensor:
@@ -116,6 +118,8 @@ class TangentKernel:
         ------
         TypeError, ValueError
             If k is not from 1 to n C - 1, or the two batches differ.
+        ImportError
+            Without scipy.
         """
         self._needs_one_batch("eigenvalues")
         check_integer("k", k, 1)
