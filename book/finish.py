@@ -17,6 +17,8 @@ from chapters import find_chapters
 from downloads import rerun_section, write_downloads
 from glossary import entries, explain
 
+from evidence.statements import FINDINGS, STATEMENTS
+
 ICON_RULE = re.compile(r'((?:\.fa-[a-z0-9-]+:before,?)+)\{content:"\\([0-9a-f]+)"\}')
 """A rule of FontAwesome's style sheet: the classes of an icon, and its code point."""
 
@@ -40,6 +42,8 @@ def finish(html: Path, root: Path) -> None:
     for page in pages:
         soup = BeautifulSoup(page.read_text(), "html.parser")
         mend(soup)
+        if page.name in ("api.html", "code.html"):
+            link_statements(soup)
         if page != glossary:
             explain(soup, words, os.path.relpath(glossary, page.parent))
         if page.parent.name == "notebooks" and page.name in sections:
@@ -78,6 +82,13 @@ def mend(soup: BeautifulSoup) -> None:
         name_cells(table)
     for cell in soup.select("div.cell.tag_hide-input"):
         join_hidden_cells(cell)
+
+
+def link_statements(soup: BeautifulSoup) -> None:
+    """Lead from the id of a statement or finding, as docstrings name it, to its card."""
+    for code in soup.select("article code"):
+        if (id := code.get_text()) in STATEMENTS or id in FINDINGS:
+            code.wrap(soup.new_tag("a", href=f"claims.html#card-{id}"))
 
 
 def name_cells(table: Tag) -> None:

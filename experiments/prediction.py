@@ -49,7 +49,12 @@ AT_ONE_LEARNING_RATE = ("fisher_trace", "information_bits", "cosine_noise", "siz
 """Proxies that are compared at one learning rate too."""
 
 NULL = ("size of rank", "accuracy_without")
-"""Proxies that need no theory: what any other has to add something to."""
+BEFORE = ("size of rank", "learning_rate")
+"""Proxies that need no theory, to which any other has to add something; and two that are known before training."""
+
+NULLS = {"nothing": (), "rank and clean accuracy": NULL, "rank and learning rate": BEFORE,
+         "all three": (*NULL, "learning_rate")}  # fmt: skip
+"""What is held or known beside a proxy, in words."""
 
 FULL_RANK = {"full": 256.0, "matched": 256.0, "head": 0.0}
 """Rank of the change of a hidden layer under methods without a rank."""
@@ -135,6 +140,33 @@ def added_on_held_out(table: pd.DataFrame, known: Sequence[str] = NULL) -> pd.Da
             found.append({"optimizer": optimizer, "attack": attack, "proxy": name, "error_null": without.mean(),
                           "error": errors.mean(), "gain": gain.value, "low": gain.low, "high": gain.high})  # fmt: skip
     return pd.DataFrame(found).assign(adds=benjamini_hochberg([gain.p_above() for gain in gains]))
+
+
+def bits_by_held(table: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Correlation of the information bits with harm, by what is held: a row an optimizer and attack, as text."""
+    rows = []
+    for (optimizer, attack), part in table.groupby(["optimizer", "attack"]):
+        row = {"optimizer": WORDS[str(optimizer)], "attack": WORDS[str(attack)]}
+        for name, held in NULLS.items():
+            controls = part[list(held)].to_numpy().T
+            effect = (
+                partial_spearman(part.information_bits, part.harm, controls, rng, name)
+                if held
+                else spearman(part.information_bits, part.harm, rng, name)
+            )
+            row[f"{name} held"] = f"{effect.value:.2f} ({effect.low:.2f} to {effect.high:.2f})"
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values(["attack", "optimizer"])
+
+
+def null_errors(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean absolute error on a configuration left out, by what needs no theory: a row an optimizer and attack."""
+    known = {"the mean alone": (), **{name: columns for name, columns in NULLS.items() if columns}}
+    return pd.DataFrame([
+        {"optimizer": WORDS[str(optimizer)], "attack": WORDS[str(attack)],
+         **{name: _left_out_errors(part, columns).mean() for name, columns in known.items()}}
+        for (optimizer, attack), part in table.groupby(["optimizer", "attack"])
+    ]).sort_values(["attack", "optimizer"])  # fmt: skip
 
 
 def most_added(added: pd.DataFrame) -> pd.DataFrame:

@@ -175,3 +175,10 @@ def test_a_chapter_has_its_number_on_paper_too():
     )  # fmt: skip
     finish.mend(soup)
     assert [title.get_text() for title in soup.find_all("h1")] == ["3. Runs", "3. Runs"]
+
+
+def test_the_id_of_a_statement_leads_to_its_card():
+    soup = BeautifulSoup("<article><code>eq-2</code> <code>finding-1</code> <code>ntk</code></article>", "html.parser")
+    finish.link_statements(soup)
+    assert [link["href"] for link in soup.find_all("a")] == ["claims.html#card-eq-2", "claims.html#card-finding-1"]
+    assert soup.get_text() == "eq-2 finding-1 ntk"
