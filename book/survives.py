@@ -61,8 +61,9 @@ ROWS: Sequence[tuple[str, str, tuple[str, ...]]] = (
     ),
     (
         "Information and entropy explain both",
-        "On our networks, under SGD and at one learning rate, they order the backdoors, because they follow the size "
-        "of the step; under AdamW the rank does better, and for flipped labels the sign is the opposite: "
+        "On our networks, under SGD and at one learning rate, they order the backdoors, as the size of the step does; "
+        "under AdamW rank and learning rate do better, and for flipped labels the sign is the opposite. Nothing is "
+        "shown to be added to what needs no theory: "
         "{doc}`chapter 13 <notebooks/13-does-theory-predict>`",
         (),
     ),

@@ -148,29 +148,37 @@ def test_whose_kernel_is_asked_changes_what_stands_under_adamw_alone() -> None:
     pd.testing.assert_frame_equal(own[sgd], plain[sgd])
     assert (own[~sgd].fisher_trace != plain[~sgd].fisher_trace).all()
     found = prediction.beside_plain(own, plain).set_index("proxy")
-    for attack in ("flips", "backdoor"):
-        assert (found[f"{attack}, Adam's kernel"].abs() > found[f"{attack}, plain kernel"].abs()).all()
+    assert (found["flips, Adam's kernel"].abs() > found["flips, plain kernel"].abs()).all()
     assert found.loc["information bits", "flips, Adam's kernel"] > 0.5
     best = found.loc["trace × learning rate"]
+    assert best["flips, Adam's kernel"] == pytest.approx(0.84, abs=0.005)
     theory = found.drop("trace × learning rate")
-    rank = {attack: rows["size of rank"].corr(rows.harm, method="spearman")
-            for attack, rows in own[~sgd].groupby("attack")}  # fmt: skip
-    assert best["flips, Adam's kernel"] > rank["untargeted"] + 0.1
-    assert abs(best["backdoor, Adam's kernel"] - rank["backdoor"]) < 0.05
-    assert theory["backdoor, Adam's kernel"].abs().max() < rank["backdoor"] - 0.1
-    added = prediction.added_on_held_out(own)
-    assert set(added[added.adds].groupby(["optimizer", "attack"]).groups) == {("sgd", "backdoor")}
+    for attack, rows in own[~sgd].groupby("attack"):
+        word = {"untargeted": "flips", "backdoor": "backdoor"}[str(attack)]
+        places = rows["size of rank"].rank() + rows.learning_rate.rank()
+        together = places.corr(rows.harm, method="spearman")
+        assert together == pytest.approx({"flips": 0.89, "backdoor": 0.79}[word], abs=0.005)
+        assert together > best[f"{word}, Adam's kernel"] > theory[f"{word}, Adam's kernel"].abs().max()
+    rank = own[~sgd & (own.attack == "backdoor")]
+    assert rank["size of rank"].corr(rank.harm, method="spearman") > best["backdoor, Adam's kernel"] - 0.05
 
 
-def test_with_the_learning_rate_known_no_proxy_adds_anything():
-    """What chapter 13 says of the recorded runs."""
-    table = recorded_table(own=True)
-    known = (*prediction.NULL, "learning_rate")
-    best = prediction.most_added(prediction.added_on_held_out(table, known))
-    assert len(best) == 4
-    assert (best["that add"] == 0).all()
-    partial = prediction.partial_correlations(table, np.random.default_rng(0), known)
-    flips = partial["adamw", "untargeted"]
-    assert all(0.645 <= abs(e.value) < 0.745 for e in flips)
-    assert all(e.low * e.high > 0 for e in flips)
-    assert all(abs(e.value) < 0.15 for key in (("sgd", "backdoor"), ("sgd", "untargeted")) for e in partial[key])
+def test_no_proxy_is_shown_to_add_to_what_needs_no_theory() -> None:
+    """What chapter 13 says of the recorded runs, whichever kernel is asked."""
+    for own in (True, False):
+        for known in (known for known in prediction.NULLS.values() if known):
+            assert not prediction.added_on_held_out(recorded_table(own), known).adds.any()
+    errors = prediction.null_errors(recorded_table(own=True))
+    assert (errors["rank and learning rate"] < errors["rank and clean accuracy"]).all()
+
+
+def test_the_sign_of_information_hangs_on_what_is_held() -> None:
+    """What chapter 13 says of backdoors under SGD, and of flips under AdamW."""
+    table, rng = recorded_table(own=True), np.random.default_rng(0)
+    bits = prediction.bits_by_held(table, rng).set_index(["optimizer", "attack"])
+    of_sgd = bits.loc["SGD", "backdoor"]
+    assert of_sgd["rank and clean accuracy held"].startswith("-0.53")
+    assert of_sgd["rank and learning rate held"].startswith("0.69")
+    assert of_sgd["all three held"].startswith("0.02")
+    flips = prediction.partial_correlations(table, rng, prediction.BEFORE)["adamw", "untargeted"]
+    assert all(0.6 <= abs(e.value) < 0.71 and e.low * e.high > 0 for e in flips)
