@@ -1,7 +1,7 @@
 """The paper's five findings: what each source of evidence says, as effects with intervals and computed outcomes.
 
 A finding is empirical: no proof settles it. Three sources speak, kept apart: the numbers that the paper *published*,
-read again; our small networks on *digits*; our sentence encoder on real *text*. A finding has a half for each attack
+read again; our small networks on *digits*; our sentence encoders on real *text*. A finding has a half for each attack
 that it speaks of, "flips" or "backdoor". Effects are oriented: positive is what the finding says. Each has one of the
 four outcomes of `evidence.decisions`, decided over all effects of all sources at once. A source's verdict on a half,
 and the verdict over all sources, follow from the outcomes of its primary effects:

@@ -39,6 +39,7 @@ class Grid(NamedTuple):
 
 
 DIGITS, REVIEWS = Grid("digits", "", 5, 500), Grid("text", "reviews, ", 2, 1000)
+MPNET = Grid("text", "MPNet, reviews, ", 2, 1000)
 
 
 def findings_of_grid(

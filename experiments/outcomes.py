@@ -26,11 +26,16 @@ FIGURES = {"published": ("published-effects",) * 2, "digits": ("digits-outcomes"
 
 COMMANDS = {"published": ("make notebook N=11",) * 2,
             "digits": ("python -m experiments run digits-exact", "python -m experiments run digits-variance"),
-            "text": ("python -m experiments run text-exact-attacked", "python -m experiments run text")}  # fmt: skip
+            "text": ("python -m experiments run text-exact-attacked && python -m experiments run text-mpnet",
+                     "python -m experiments run text")}  # fmt: skip
 """Source -> what reruns its numbers, in the same two parts."""
 
-MIDDLE, COUNTED = 0.016, {"untargeted": 0.3, "backdoor": 0.02}
-"""The backdoor's poison rate on digits whose effects are primary, 8 of 500; those of the text grid, of 1,000."""
+MIDDLE = 0.016
+"""The backdoor's poison rate on digits whose effects are primary, 8 of 500."""
+
+COUNTED = {"untargeted": 0.3, "backdoor": 0.02}
+COUNTED_MPNET = {"untargeted": 0.3, "backdoor": 0.015}
+"""The poison rates of 1,000 reviews whose effects are primary: with MiniLM, and with MPNet."""
 
 DOSES = (0.0, 0.006, 0.016, 0.04, 0.3)
 """Poison rates of those grids on digits; others, and other steps, are those of memorisation."""
@@ -53,6 +58,11 @@ def digits_runs() -> tuple[pd.DataFrame, pd.DataFrame]:
 def review_runs() -> pd.DataFrame:
     """The recorded runs of `protocol.md` on text: all methods over learning rates, attacked at the admissible ones."""
     return recorded("results/reviews").query("seed < 10")
+
+
+def mpnet_runs() -> pd.DataFrame:
+    """The recorded runs of `protocol.md` with MPNet: all methods at two learning rates, attacked at both."""
+    return recorded("results/reviews-mpnet").query("seed < 10")
 
 
 def text_tables() -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
@@ -79,7 +89,7 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
     within : float
         Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits
-        and on reviews, which were attacked within two at most; 1 is the protocol's.
+        and on reviews, which MiniLM's arms were attacked within two at most; 1 is the protocol's.
     """
     grid = identified.findings_of_grid(digits_runs()[0], middle, within)
     return tuple(family.decided([*_older_members(), *grid, *_review_members(within), *_variance_members()]))
@@ -103,8 +113,13 @@ def _older_members() -> tuple[Member, ...]:
 
 @cache
 def _review_members(within: float) -> tuple[Member, ...]:
-    """Undecided: the text grid."""
-    return tuple(identified.findings_of_grid(review_runs(), COUNTED["backdoor"], within, identified.REVIEWS))
+    """Undecided: the text grid, and that with MPNet."""
+    grids = (review_runs(), COUNTED, identified.REVIEWS), (mpnet_runs(), COUNTED_MPNET, identified.MPNET)
+    return tuple(
+        member
+        for runs, counted, grid in grids
+        for member in identified.findings_of_grid(runs, counted["backdoor"], within, grid)
+    )
 
 
 @cache
