@@ -117,9 +117,11 @@ def test_what_the_pages_say_of_mpnet_is_so(members):
     attacked = attacked_runs(outcomes.mpnet_runs(), MPNET)
     backdoor = attacked[attacked.poison_rate == outcomes.COUNTED_MPNET["backdoor"]]
     means = backdoor.groupby(["arm", "learning_rate"])[["harm", "accuracy_without", "attack_success"]].mean()
-    said = {("full", 0.0001): 0.45, ("full", 0.0003): 0.90,
-            ("LoRA, r = 64", 0.0001): 0.02, ("LoRA, r = 64", 0.0003): 0.13, ("LoRA, r = 8", 0.001): 0.38, ("LoRA, r = 8", 0.003): 0.83, ("LoRA, r = 1", 0.001): 0.09,
-            ("LoRA, r = 1", 0.003): 0.59}  # fmt: skip
+    said = {
+        ("full", 0.0001): 0.45, ("full", 0.0003): 0.90, ("LoRA, r = 64", 0.0001): 0.02, ("LoRA, r = 64", 0.0003): 0.13,
+        ("LoRA, r = 8", 0.001): 0.38, ("LoRA, r = 8", 0.003): 0.83, ("LoRA, r = 1", 0.001): 0.09,
+        ("LoRA, r = 1", 0.003): 0.59,
+    }  # fmt: skip
     assert means.harm.round(2).to_dict() == said
     assert means.attack_success["full", 0.0001] == pytest.approx(0.49, abs=0.005)
     accuracy = means.accuracy_without
