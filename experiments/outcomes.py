@@ -89,7 +89,7 @@ def whole_family(middle: float = MIDDLE, within: float = 1.0) -> tuple[Member, .
         The backdoor's poison rate on digits whose effects are primary: 0.006, 0.016 or 0.04.
     within : float
         Standard errors of the best learning rate within which others are admissible, for methods and ranks on digits
-        and on reviews, which MiniLM's arms were attacked within two at most; 1 is the protocol's.
+        and on reviews, where MiniLM's arms were attacked within two at most; 1 is the protocol's.
     """
     grid = identified.findings_of_grid(digits_runs()[0], middle, within)
     return tuple(family.decided([*_older_members(), *grid, *_review_members(within), *_variance_members()]))

@@ -8,7 +8,7 @@ are taken of Adam's kernel J D J^T too (``adam-kernel``), D the preconditioner t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -66,9 +66,9 @@ def proxies(run: Run) -> dict[str, float | str]:
     model = digits.start([run])
     network = model.network(0).double()
     whole = replace(run, method="full", rank=None, variance=None, scaling=None, learning_rate=1.0)
-    found: dict[str, float | str] = {"id": run.id, **_of_gram(_gram(network, run), _full_gram(whole))}
+    found: dict[str, float | str] = {"id": run.id, **_of_gram(_gram(network, run), _of_full(_gram, whole))}
     if run.optimizer == "adamw":
-        of_adam = _of_gram(_adam_gram(network, run), _full_adam_gram(whole))
+        of_adam = _of_gram(_adam_gram(network, run), _of_full(_adam_gram, whole))
         found |= {f"adam_{name}": value for name, value in of_adam.items()}
     kernel = _kernel(network, run)
     x, y = digits.poisoned(run)
@@ -132,14 +132,10 @@ def preconditioner(network: nn.Module, run: Run) -> Tensor:
     return torch.where(v > 0, 1 / (v.sqrt() + EPS), 0.0)
 
 
-@lru_cache(maxsize=64)
-def _full_gram(run: Run) -> Tensor:
-    return _gram(digits.start([run]).network(0).double(), run)
-
-
-@lru_cache(maxsize=64)
-def _full_adam_gram(run: Run) -> Tensor:
-    return _adam_gram(digits.start([run]).network(0).double(), run)
+@lru_cache(maxsize=128)
+def _of_full(gram: Callable[[nn.Module, Run], Tensor], run: Run) -> Tensor:
+    """Inner products, of either kernel, for a run of full fine-tuning before its first step."""
+    return gram(digits.start([run]).network(0).double(), run)
 
 
 def _cosine(gram: Tensor) -> Tensor:

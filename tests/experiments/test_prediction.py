@@ -182,3 +182,9 @@ def test_the_sign_of_information_hangs_on_what_is_held() -> None:
     assert of_sgd["all three held"].startswith("0.02")
     flips = prediction.partial_correlations(table, rng, prediction.BEFORE)["adamw", "untargeted"]
     assert all(0.6 <= abs(e.value) < 0.71 and e.low * e.high > 0 for e in flips)
+    partial = prediction.partial_correlations(table, rng, prediction.NULLS["all three"])
+    assert all(0.645 <= abs(e.value) < 0.745 and e.low * e.high > 0 for e in partial["adamw", "untargeted"])
+    assert all(abs(e.value) < 0.15 for key in (("sgd", "backdoor"), ("sgd", "untargeted")) for e in partial[key])
+    best = prediction.most_added(prediction.added_on_held_out(table, prediction.BEFORE))
+    gains = best.set_index(["optimizer", "attack"]).gain
+    assert gains["AdamW", "flips"] == pytest.approx(0.003, abs=0.0005)
