@@ -127,6 +127,11 @@ def test_what_the_pages_say_of_mpnet_is_so(members):
     accuracy = means.accuracy_without
     for rate in (0.0001, 0.0003):
         assert abs(accuracy["LoRA, r = 64", rate] - accuracy["full", rate]) < 0.005
+    success = means.attack_success.unstack("arm").agg(["min", "max"])
+    assert (success.loc["max"] > 1.9 * success.loc["min"]).all()
+    for _, rows in attacked.groupby(["attack", "poison_rate"]):
+        by_arm = rows.groupby(["arm", "learning_rate"]).harm.mean()
+        assert by_arm["LoRA, r = 64"].max() < by_arm["full"].min()
     best = table[table.best].set_index(["method", "rank"]).learning_rate
     assert [best["lora", rank] / best["full"].item() for rank in (1, 8)] == pytest.approx([10, 30])
     other = attacked[attacked.poison_rate == 0.02].groupby(["arm", "learning_rate"]).attack_success.mean()
